@@ -1,0 +1,143 @@
+//! The namespace as the mount and the chunk store see it.
+
+use crate::meta::{
+    Applied, Attr, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, RaftStatus, Reply, Session,
+    SharedMap, Token, Totals,
+};
+use crate::seam::Moment;
+use crate::{ChunkId, InodeId, Result, SessionId};
+use async_trait::async_trait;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A consistent state of the namespace. Hold it only as long as a few look-ups take: it pins pages of the
+/// store, so never across an `await`.
+pub trait View: Send {
+    /// The inode behind a name. `.` and `..` are not stored.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`]; [`crate::Kind::NotDirectory`].
+    fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attr>;
+    /// An inode's attributes.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`].
+    fn attr(&self, ino: InodeId) -> Result<Attr>;
+    /// The directory a directory is in; the root's is the root.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`]; [`crate::Kind::NotDirectory`].
+    fn parent(&self, dir: InodeId) -> Result<InodeId>;
+    /// Up to `limit` entries after the one with this cookie (0: from the start).
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`]; [`crate::Kind::NotDirectory`].
+    fn readdir(&self, dir: InodeId, after: u64, limit: usize) -> Result<Vec<DirEntry>>;
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`]; [`crate::Kind::Invalid`] if it is none.
+    fn readlink(&self, ino: InodeId) -> Result<Vec<u8>>;
+    /// A file's attributes and bytes, in one state.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`]; [`crate::Kind::IsDirectory`]; [`crate::Kind::Invalid`].
+    fn content(&self, ino: InodeId) -> Result<(Attr, Content)>;
+    /// Up to `limit` chunks with ids greater than `after`, in order of id.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn chunks(&self, after: ChunkId, limit: usize) -> Result<Vec<ChunkRef>>;
+    /// A chunk, if a file refers to it.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn chunk(&self, id: ChunkId) -> Result<Option<ChunkRef>>;
+    /// The live session that was handed this chunk id, if it still lives: the chunk may be on its way
+    /// into a file.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn chunk_session(&self, id: ChunkId) -> Result<Option<SessionId>>;
+    /// Sums.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn totals(&self) -> Result<Totals>;
+    /// Live sessions.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn sessions(&self) -> Result<Vec<Session>>;
+    /// Join tokens, also expired and revoked ones.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn tokens(&self) -> Result<Vec<Token>>;
+}
+
+/// Told of every applied command, in order, on every node, before the command counts as applied here.
+/// Must return at once: it runs inside the apply loop. It may send attribute notices to the kernel, and
+/// must hand everything that can block to a task of its own.
+pub trait ChangeSink: Send + Sync + 'static {
+    /// These commands were applied and can be read.
+    fn applied(&self, batch: &[Applied]);
+    /// The state was replaced by a snapshot: nothing cached is worth anything.
+    fn replaced(&self);
+}
+
+/// See the module. All futures may be dropped at any `await`; a dropped `commit` may still take effect.
+#[async_trait]
+pub trait Meta: Send + Sync + 'static {
+    /// The newest state, if this node may read it without asking anyone: it holds a read lease. The
+    /// moment says until when what is read stays linearizable, for caches with an expiry.
+    fn read_local(&self) -> Option<(Box<dyn View + '_>, Moment)>;
+    /// Waits until this node may read; then [`Meta::read_stale`] shows every operation that had returned
+    /// anywhere before this call.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`] without a quorum within the deadline; [`crate::Kind::Fenced`].
+    async fn read_point(&self, deadline: Duration) -> Result<()>;
+    /// The newest state this node has, however old that is.
+    fn read_stale(&self) -> Box<dyn View + '_>;
+    /// Proposes an operation, waits until it is applied here, and returns its reply. Repeats it until
+    /// there is an answer or [`crate::limits::OPERATION_DEADLINE`] has passed; it takes effect at most once.
+    ///
+    /// # Errors
+    /// The state machine's own answer; [`crate::Kind::TimedOut`], [`crate::Kind::Unavailable`];
+    /// [`crate::Kind::Fenced`] when this node's session has ended.
+    async fn commit(&self, op: Op) -> Result<Reply>;
+    /// One fresh chunk id out of this session's reserve.
+    ///
+    /// # Errors
+    /// As [`Meta::commit`].
+    async fn chunk_id(&self) -> Result<ChunkId>;
+    /// Takes a lock, if that can be decided on this node at once. `None`: use [`Meta::lock`].
+    fn lock_local(&self, ino: InodeId, lock: Lock) -> Option<Result<()>>;
+    /// Takes a lock (or changes a held one), waiting for it if `wait`. Dropping the future cancels the wait;
+    /// a lock that was granted meanwhile is given back.
+    ///
+    /// # Errors
+    /// [`crate::Kind::WouldBlock`] on a conflict without `wait`; else as [`Meta::commit`].
+    async fn lock(&self, ino: InodeId, lock: Lock, wait: bool) -> Result<()>;
+    /// Gives up a range, if that can be done on this node at once. `false`: use [`Meta::unlock`].
+    fn unlock_local(&self, ino: InodeId, lock: Lock) -> bool;
+    /// Gives up a range.
+    ///
+    /// # Errors
+    /// As [`Meta::commit`].
+    async fn unlock(&self, ino: InodeId, lock: Lock) -> Result<()>;
+    /// Who would be in the way of this lock (F_GETLK).
+    ///
+    /// # Errors
+    /// As [`Meta::commit`].
+    async fn lock_test(&self, ino: InodeId, lock: Lock) -> Result<Option<LockHolder>>;
+    /// Whether this owner holds any lock of this kind here: if not, closing needs no [`Meta::unlock`].
+    fn lock_held(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool;
+    /// The cluster map as of the newest applied state.
+    fn map(&self) -> SharedMap;
+    /// Asks to be told of every change from now on.
+    fn subscribe(&self, sink: Arc<dyn ChangeSink>);
+    /// For `status`.
+    fn status(&self) -> RaftStatus;
+}

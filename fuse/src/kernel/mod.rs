@@ -1,0 +1,1 @@
+//! The FUSE protocol: device, mount, requests and replies.

@@ -1,0 +1,259 @@
+//! What the kernel can ask, in the words of a file system. `kernel` decodes requests into calls of
+//! [`FileSystem`]; the file system answers through [`Reply`], at once or later from any task.
+//!
+//! Methods are called on threads that serve the kernel. They must not block on anything but local disks:
+//! what needs the network is moved to a task, and the thread goes on with the next request.
+
+use bytes::Bytes;
+use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr};
+use hfcache_base::seam::LocalFile;
+use hfcache_base::{InodeId, Kind, Result};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Who asks, and under which number the kernel knows the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// The kernel's number of this request; [`FileSystem::interrupt`] names it.
+    pub unique: u64,
+    /// File-system user of the calling process.
+    pub uid: u32,
+    /// Its file-system group.
+    pub gid: u32,
+    /// Its process id, 0 for the kernel itself.
+    pub pid: u32,
+}
+
+/// An inode and how long the kernel may believe what it is told about it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Attributes.
+    pub attr: Attr,
+    /// How long the attributes hold.
+    pub attr_ttl: Duration,
+    /// How long the name holds.
+    pub entry_ttl: Duration,
+}
+
+/// A file that was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// The file system's own number of this open file; comes back with every call on it.
+    pub handle: u64,
+    /// Pages the kernel kept from an earlier open are still right.
+    pub keep_cache: bool,
+    /// Bypass the page cache.
+    pub direct_io: bool,
+}
+
+/// Bytes for a READ.
+pub enum Data {
+    /// In memory, in order.
+    Bytes(Vec<Bytes>),
+    /// In a local file: the kernel side reads (or splices) them itself. The range is present.
+    Local {
+        /// Where.
+        file: Arc<dyn LocalFile>,
+        /// From here.
+        offset: u64,
+        /// So many.
+        len: usize,
+    },
+}
+
+/// One row for READDIR or READDIRPLUS.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Name.
+    pub name: Vec<u8>,
+    /// Inode.
+    pub ino: InodeId,
+    /// For `d_type`.
+    pub kind: FileKind,
+    /// Where the listing goes on after this row.
+    pub cookie: u64,
+    /// For READDIRPLUS; `None` for `.` and `..`, which the kernel must not count as looked up.
+    pub entry: Option<Entry>,
+}
+
+/// What `statfs` shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StatFs {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes this caller may still write.
+    pub available: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+}
+
+/// The way to answer a request, once. Dropped without an answer it sends EIO, so that no caller hangs.
+pub struct Reply<T>(Option<Box<dyn FnOnce(Result<T, i32>) + Send>>);
+
+impl<T> Reply<T> {
+    /// A reply that ends in `send`: the value or an errno.
+    pub fn new(send: impl FnOnce(Result<T, i32>) + Send + 'static) -> Self {
+        Self(Some(Box::new(send)))
+    }
+
+    /// Answers.
+    pub fn ok(self, value: T) {
+        self.send(Ok(value));
+    }
+
+    /// Answers with an errno.
+    pub fn fail(self, kind: Kind) {
+        self.send(Err(kind.errno()));
+    }
+
+    /// Answers with a raw result.
+    pub fn send(mut self, result: Result<T, i32>) {
+        if let Some(send) = self.0.take() {
+            send(result);
+        }
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        if let Some(send) = self.0.take() {
+            send(Err(libc::EIO));
+        }
+    }
+}
+
+/// How the file system tells the kernel that something it keeps is no longer true.
+pub trait Notify: Send + Sync + 'static {
+    /// The attributes of an inode are stale. Never blocks. An inode the kernel does not know is no error.
+    fn attr_stale(&self, ino: InodeId);
+    /// Attributes and pages of an inode are stale. May block on pages that are being read, so never on a
+    /// thread that a request waits for.
+    fn data_stale(&self, ino: InodeId);
+    /// Every name may be stale. Never blocks; `false` where the kernel cannot do it, and then no name may be
+    /// given a lifetime at all.
+    fn names_stale(&self) -> bool;
+    /// Whether [`Notify::names_stale`] works on this kernel.
+    fn can_expire_names(&self) -> bool;
+}
+
+/// See the module. `handle` is what [`Opened::handle`] said; `ino` is always one the kernel was told of.
+pub trait FileSystem: Send + Sync + 'static {
+    /// The mount is up.
+    fn mounted(&self, notify: Arc<dyn Notify>);
+    /// The kernel no longer waits for this request: end it soon, with EINTR if it has had no effect.
+    fn interrupt(&self, unique: u64);
+    /// Looks a name up.
+    fn lookup(&self, caller: Caller, parent: InodeId, name: &[u8], reply: Reply<Entry>);
+    /// The kernel no longer keeps this inode. A hint: it may know it again by the time this is read.
+    fn forget(&self, ino: InodeId);
+    /// Attributes, through an open file if there is one.
+    fn getattr(&self, caller: Caller, ino: InodeId, handle: Option<u64>, reply: Reply<Entry>);
+    /// Sets attributes, through an open file if there is one.
+    fn setattr(&self, caller: Caller, ino: InodeId, handle: Option<u64>, set: SetAttr, reply: Reply<Entry>);
+    /// Target of a symbolic link.
+    fn readlink(&self, caller: Caller, ino: InodeId, reply: Reply<Vec<u8>>);
+    /// Makes anything but an open file: mkdir, symlink, mknod.
+    fn make(
+        &self,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        node: NewNode,
+        mode: u32,
+        reply: Reply<Entry>,
+    );
+    /// Makes a hard link.
+    fn link(&self, caller: Caller, ino: InodeId, parent: InodeId, name: &[u8], reply: Reply<Entry>);
+    /// Removes a name of anything but a directory.
+    fn unlink(&self, caller: Caller, parent: InodeId, name: &[u8], reply: Reply<()>);
+    /// Removes an empty directory.
+    fn rmdir(&self, caller: Caller, parent: InodeId, name: &[u8], reply: Reply<()>);
+    /// Moves a name.
+    #[expect(clippy::too_many_arguments, reason = "rename has them")]
+    fn rename(
+        &self,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        mode: RenameMode,
+        reply: Reply<()>,
+    );
+    /// Makes a file and opens it; `flags` are open(2)'s.
+    #[expect(clippy::too_many_arguments, reason = "create has them")]
+    fn create(
+        &self,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        flags: u32,
+        reply: Reply<(Entry, Opened)>,
+    );
+    /// Opens a file; `flags` are open(2)'s without O_CREAT, O_EXCL and O_NOCTTY.
+    fn open(&self, caller: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>);
+    /// Reads up to `size` bytes; fewer only at the end of the file.
+    fn read(&self, caller: Caller, ino: InodeId, handle: u64, offset: u64, size: u32, reply: Reply<Data>);
+    /// Writes. `cached`: the pages come from the page cache (mmap), so the caller is not the writer.
+    #[expect(clippy::too_many_arguments, reason = "write has them")]
+    fn write(
+        &self,
+        caller: Caller,
+        ino: InodeId,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        cached: bool,
+        reply: Reply<u32>,
+    );
+    /// A descriptor was closed: what was written through it is durable when this is answered. Drops the
+    /// owner's `fcntl` locks.
+    fn flush(&self, caller: Caller, ino: InodeId, handle: u64, lock_owner: u64, reply: Reply<()>);
+    /// Makes a file durable.
+    fn fsync(&self, caller: Caller, ino: InodeId, handle: u64, reply: Reply<()>);
+    /// The last descriptor is gone. `flock_owner` is set if `flock` locks have to be dropped.
+    fn release(&self, caller: Caller, ino: InodeId, handle: u64, flock_owner: Option<u64>, reply: Reply<()>);
+    /// Allocates, or punches a hole; `mode` is fallocate(2)'s.
+    #[expect(clippy::too_many_arguments, reason = "fallocate has them")]
+    fn fallocate(
+        &self,
+        caller: Caller,
+        ino: InodeId,
+        handle: u64,
+        offset: u64,
+        len: u64,
+        mode: u32,
+        reply: Reply<()>,
+    );
+    /// Opens a directory.
+    fn opendir(&self, caller: Caller, ino: InodeId, reply: Reply<Opened>);
+    /// Lists from a cookie (0: the start). With `plus` the kernel takes attributes too. The kernel side packs
+    /// as many rows as fit into `size` bytes and drops the rest, so reference counts are never exact: inode
+    /// numbers are stable for ever and nothing may depend on them.
+    #[expect(clippy::too_many_arguments, reason = "readdir has them")]
+    fn readdir(
+        &self,
+        caller: Caller,
+        ino: InodeId,
+        handle: u64,
+        cookie: u64,
+        size: u32,
+        plus: bool,
+        reply: Reply<Vec<Row>>,
+    );
+    /// Closes a directory.
+    fn releasedir(&self, caller: Caller, ino: InodeId, handle: u64, reply: Reply<()>);
+    /// How full it is.
+    fn statfs(&self, caller: Caller, reply: Reply<StatFs>);
+    /// Takes a lock; `wait` for F_SETLKW and a blocking flock.
+    fn lock(&self, caller: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>);
+    /// Gives up a range of a lock.
+    fn unlock(&self, caller: Caller, ino: InodeId, lock: Lock, reply: Reply<()>);
+    /// Who would be in the way: `None` for nobody. The pid of another node's process is 0.
+    fn lock_test(&self, caller: Caller, ino: InodeId, lock: Lock, reply: Reply<Option<Lock>>);
+    /// Whether close and release need to drop locks of this kind at all.
+    fn lock_held(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool;
+    /// The mount is gone; nothing will be asked any more.
+    fn unmounted(&self);
+}

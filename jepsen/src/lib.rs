@@ -1,0 +1,1 @@
+//! Faults against a real cluster in network namespaces.

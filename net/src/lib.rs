@@ -1,0 +1,1 @@
+//! The real network: QUIC, mutual TLS, the bulk lane, RPC and gossip.

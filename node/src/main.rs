@@ -1,0 +1,2 @@
+//! The `hfcache` binary.
+fn main() {}

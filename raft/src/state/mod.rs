@@ -1,0 +1,1 @@
+//! The state machine: pure functions of a transaction and a command.

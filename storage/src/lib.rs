@@ -1,0 +1,1 @@
+//! Bytes on disks: codec, shard files, hot copies, fetch, repair and garbage collection.
