@@ -186,8 +186,26 @@ fn the_mount_of_a_dead_daemon_is_taken_away() {
     drop(held);
 }
 
+/// Lets users open `/dev/fuse`, as the udev rules of every distribution do; a bare container may not.
+struct OpenDevice(fs::Permissions);
+
+impl OpenDevice {
+    fn new() -> Self {
+        let before = fs::metadata("/dev/fuse").unwrap().permissions();
+        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for OpenDevice {
+    fn drop(&mut self) {
+        let _ = fs::set_permissions("/dev/fuse", self.0.clone());
+    }
+}
+
 #[test]
 fn a_user_mounts_through_fusermount3() {
+    let _device = OpenDevice::new();
     let place = TempDir::new();
     fs::set_permissions(&place.0, fs::Permissions::from_mode(0o755)).unwrap();
     let program = place.0.join("daemon");
@@ -209,24 +227,27 @@ fn a_user_mounts_through_fusermount3() {
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
     assert!(unmounted(&dir.0));
-    // And in use, and dead.
+    // Dead, and then in use at the end.
     let mut child = daemon(&program, &nobody, &dir.0);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!unmounted(&dir.0));
     let mut child = daemon(&program, &nobody, &dir.0);
-    assert!(as_nobody(&format!("ls {shown}")));
     let [nobody_program, options @ ..] = nobody;
+    let script = format!("cd {shown} && echo inside && cat");
     let mut user = Command::new(nobody_program)
         .args(options)
-        .args(["sh", "-c", "cat"])
+        .args(["sh", "-c", &script])
         .current_dir("/")
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut line = [0; 7];
+    user.stdout.take().unwrap().read_exact(&mut line).unwrap();
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
+    assert!(unmounted(&dir.0));
     drop(user.stdin.take());
     user.wait().unwrap();
-    assert!(unmounted(&dir.0));
 }

@@ -58,7 +58,7 @@ pub struct Memory {
     pub fallocated: Mutex<Vec<(u64, u64, u32)>>,
     /// READs answer from a local file, as the chunk store does.
     pub local: OnceLock<Arc<dyn hfcache_base::seam::LocalFile>>,
-    /// READs with this bit set wait until interrupted.
+    /// READs wait until interrupted.
     pub stuck_reads: AtomicBool,
     stuck: Mutex<HashMap<u64, Reply<Data>>>,
     /// The way back.
@@ -237,6 +237,11 @@ impl Memory {
     /// READs that are held back now.
     pub fn stuck(&self) -> usize {
         self.stuck.lock().len()
+    }
+
+    /// Ends the READs that are held back.
+    pub fn let_go(&self) {
+        self.stuck.lock().clear();
     }
 
     /// Puts another file at a name, behind the kernel's back.
@@ -597,9 +602,9 @@ impl World {
     }
 }
 
-/// Waits until something is so, and gives up after a minute.
+/// Waits until something is so, and gives up after 20 seconds.
 pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..60_000 {
+    for _ in 0..20_000 {
         if so() {
             return;
         }
