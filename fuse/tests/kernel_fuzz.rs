@@ -1,5 +1,7 @@
 //! Whatever bytes come in as a request, decoding them ends in a request or an error, never in a panic.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
+
 use hfcache_fuse::kernel::abi::{IN_HEADER, op};
 use hfcache_fuse::kernel::request::{Request, decode, header};
 

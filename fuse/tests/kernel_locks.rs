@@ -1,5 +1,7 @@
 //! Locks and interrupts on a real mount.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
+
 mod kernel_memory;
 
 use hfcache_base::meta::LockKind;
@@ -87,7 +89,8 @@ fn a_killed_waiter_goes_away() {
     let world = World::new();
     let path = world.path("f");
     fs::write(&path, b"x").unwrap();
-    let mut holder = python("fcntl.flock(f,fcntl.LOCK_EX)\nfcntl.lockf(f,fcntl.LOCK_EX)\nsys.stdin.read()", &path);
+    let mut holder =
+        python("fcntl.flock(f,fcntl.LOCK_EX)\nfcntl.lockf(f,fcntl.LOCK_EX)\nsys.stdin.read()", &path);
     eventually("both are held", || world.fs.asked.lock().len() == 2);
     for code in ["fcntl.flock(f,fcntl.LOCK_EX)", "fcntl.lockf(f,fcntl.LOCK_EX)"] {
         for signal in [rustix::process::Signal::KILL, rustix::process::Signal::INT] {

@@ -1,5 +1,7 @@
 //! Mounting, unmounting, and everything in the way of it.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
+
 mod kernel_memory;
 
 use hfcache_base::Kind;
@@ -127,7 +129,10 @@ fn a_mount_in_use_goes_away_under_its_users() {
     fs::write(world.path("f"), b"x").unwrap();
     let mut file = fs::File::open(world.path("f")).unwrap();
     let mut waiter = Command::new("python3")
-        .args(["-c", "import fcntl,sys\na=open(sys.argv[1]);b=open(sys.argv[1])\nfcntl.flock(a,2)\nfcntl.flock(b,2)"])
+        .args([
+            "-c",
+            "import fcntl,sys\na=open(sys.argv[1]);b=open(sys.argv[1])\nfcntl.flock(a,2)\nfcntl.flock(b,2)",
+        ])
         .arg(world.path("f"))
         .stderr(Stdio::null())
         .spawn()
@@ -223,7 +228,10 @@ fn a_user_mounts_through_fusermount3() {
     // The root of the test's file system belongs to root.
     assert!(as_nobody(&format!("ls {shown} && df {shown} && ! touch {shown}/f 2>/dev/null")));
     // A user's mount is for that user alone.
-    assert!(fs::metadata(&dir.0).is_err() || fs::read_to_string("/etc/fuse.conf").unwrap().contains("\nuser_allow_other"));
+    assert!(
+        fs::metadata(&dir.0).is_err()
+            || fs::read_to_string("/etc/fuse.conf").unwrap().contains("\nuser_allow_other")
+    );
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
     assert!(unmounted(&dir.0));
