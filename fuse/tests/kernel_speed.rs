@@ -68,7 +68,8 @@ fn measure(what: &str, unit: &str, amount: f64, run: impl FnOnce()) {
 #[test]
 #[ignore = "a measurement, not a test"]
 fn speed() {
-    let world = World::new();
+    let threads = std::env::var("HFCACHE_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let world = World::with(|options| options.threads = threads);
     fs::create_dir(world.path("d")).unwrap();
     let name = |number: u32| world.path(&format!("d/{number}"));
     let count = 20_000;
