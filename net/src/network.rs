@@ -1,6 +1,6 @@
 //! The real [`Net`]: starts and stops everything, keeps the address book, routes calls.
 
-use crate::bounds::GOSSIP_EVERY;
+use crate::bounds::{GOSSIP_EVERY, GOSSIP_SENDERS_MAX};
 use crate::gossip::{Gossip, GossipConfig, GossipNode, gossip_addr};
 use crate::identity::Identity;
 use crate::join::JoinHandler;
@@ -246,12 +246,15 @@ async fn follow_gossip(shared: Arc<Shared>, gossip: Arc<Gossip>) {
 
 fn learn_addresses(shared: &Shared, now: Vec<GossipNode>) {
     let mut hints = shared.hints.lock();
-    // A node that is silent may still be where it was.
-    let peers = shared.peers.read();
-    hints.retain(|node, _| peers.contains_key(node));
-    for said in now {
-        let Some(peer) = peers.get(&said.node) else { continue };
-        if hints.insert(said.node, said.addr) != Some(said.addr) && peer.addr() != said.addr {
+    // A node that is silent may still be where it was; one that is not in the map may be soon.
+    hints.retain(|node, _| shared.admits(*node));
+    for said in now.into_iter().filter(|said| shared.admits(said.node)).take(GOSSIP_SENDERS_MAX) {
+        if hints.insert(said.node, said.addr) == Some(said.addr) {
+            continue;
+        }
+        if let Some(peer) = shared.peers.read().get(&said.node)
+            && peer.addr() != said.addr
+        {
             peer.nudge();
         }
     }
