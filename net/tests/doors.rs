@@ -1,5 +1,7 @@
 //! Who gets in: joins, strangers, other clusters, and random bytes at every port.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use common::*;
