@@ -44,21 +44,26 @@ async fn carry_udp(udp: Arc<UdpSocket>, target: SocketAddr, cut: Arc<AtomicBool>
     let mut buf = vec![0; 65_536];
     loop {
         let Ok((len, from)) = udp.recv_from(&mut buf).await else { continue };
-        if !there.contains_key(&from) {
-            let up = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-            let (back, udp, cut) = (up.clone(), udp.clone(), cut.clone());
-            tokio::spawn(async move {
-                let mut buf = vec![0; 65_536];
-                while let Ok((len, _)) = back.recv_from(&mut buf).await {
-                    if !cut.load(Ordering::SeqCst) {
-                        let _ = udp.send_to(&buf[..len], from).await;
-                    }
-                }
-            });
-            there.insert(from, up);
-        }
+        let up = match there.get(&from) {
+            Some(up) => up.clone(),
+            None => {
+                let up = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                tokio::spawn(carry_back(up.clone(), udp.clone(), from, cut.clone()));
+                there.insert(from, up.clone());
+                up
+            }
+        };
         if !cut.load(Ordering::SeqCst) {
-            let _ = there[&from].send_to(&buf[..len], target).await;
+            let _ = up.send_to(&buf[..len], target).await;
+        }
+    }
+}
+
+async fn carry_back(up: Arc<UdpSocket>, udp: Arc<UdpSocket>, to: SocketAddr, cut: Arc<AtomicBool>) {
+    let mut buf = vec![0; 65_536];
+    while let Ok((len, _)) = up.recv_from(&mut buf).await {
+        if !cut.load(Ordering::SeqCst) {
+            let _ = udp.send_to(&buf[..len], to).await;
         }
     }
 }
