@@ -26,9 +26,9 @@ pub const ANONYMOUS_MAX: usize = 32;
 /// How long an anonymous connection may live.
 pub const ANONYMOUS_LIFE: Duration = Duration::from_secs(30);
 /// Join attempts of one address that are answered at once; then one more each [`JOIN_REFILL`].
-pub const JOIN_BURST: u32 = 10;
+pub const JOIN_BURST: u32 = 32;
 /// See [`JOIN_BURST`].
-pub const JOIN_REFILL: Duration = Duration::from_secs(2);
+pub const JOIN_REFILL: Duration = Duration::from_secs(1);
 /// Addresses whose join attempts are counted.
 pub const JOIN_SOURCES_MAX: usize = 1_024;
 /// Largest join request or answer.

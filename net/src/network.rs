@@ -99,6 +99,11 @@ impl Network {
     async fn start_once(identity: Identity, config: &NetConfig) -> Result<Arc<Self>> {
         let Sockets { listen, quic, bulk } = bind(config).await?;
         let advertise = config.advertise.unwrap_or(listen);
+        if advertise.ip().is_unspecified() {
+            let message =
+                format!("{listen} says nothing about where other nodes reach this one; give an address");
+            return Err(Error::new(Kind::Invalid, message).context("start network"));
+        }
         let server = tls::server_config(&identity)?;
         let dialer = client(tls::client_config(&identity)?);
         let endpoint = endpoint(quic, Some(server), identity.node_key())?;
