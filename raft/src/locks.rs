@@ -17,8 +17,8 @@
 //! # What may race
 //!
 //! - *A grant before the reply to its request*: requests are registered before they are proposed.
-//! - *A recall before we learned of the delegation*: the recall makes the entry, already closed, and gives
-//!   it back; the request finds it closed, waits, and asks again.
+//! - *A recall before the reply that speaks of a delegation*: delegations are learned from the changes,
+//!   which come in order, and never from replies.
 //! - *A cancel and a grant*: each request that has to wait is driven by a task of its own, which outlives
 //!   its caller, learns what became of it, and undoes it. Until that is done the next request of the
 //!   same owner waits.
@@ -190,10 +190,11 @@ impl LocalLocks {
 
     /// These commands were applied here; see the module. Returns at once.
     pub fn on_applied(&self, batch: &[Applied]) {
-        let changes = batch.iter().flat_map(|a| &a.changes);
         let mut any = false;
-        for change in changes {
-            any |= self.0.apply(change);
+        for applied in batch {
+            for change in &applied.changes {
+                any |= self.0.apply(applied.session, change);
+            }
         }
         if any {
             self.0.changed.notify_waiters();
@@ -236,9 +237,9 @@ impl Drop for Asked {
                 let inner = self.inner.clone();
                 self.inner.runtime.spawn(async move { inner.undo(id, ino, lock).await });
             }
-            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => self.inner.undone(id),
-            // The task will find nobody to tell, and undo it.
-            Err(oneshot::error::TryRecvError::Empty) => {}
+            Ok(Err(_)) => self.inner.undone(id),
+            // Closed by us before there was an answer: the task will find nobody to tell, and undo it.
+            Err(_) => {}
         }
     }
 }
@@ -307,7 +308,7 @@ impl Inner {
             if !wait && self.conflicts_surely(ino, &lock)? {
                 return Err(Kind::WouldBlock.into());
             }
-            let (session, id, told) = {
+            let (session, id, mut told) = {
                 let mut table = self.table.lock();
                 let (id, told) = table.register(ino, lock, Place::Proposed);
                 (table.session, id, told)
@@ -318,16 +319,26 @@ impl Inner {
                 if table.session.is_none() || table.session != session {
                     return Err(Kind::Fenced.into());
                 }
-                let waits = matches!(reply, Ok(LockReply::Queued(_)));
-                if !waits && table.requests.remove(&id).is_none() {
+                let told_anyway = matches!(reply, Ok(LockReply::Queued(_) | LockReply::Delegated));
+                if matches!(reply, Ok(LockReply::Delegated)) {
+                    table.requests.remove(&id);
+                } else if !told_anyway && table.requests.remove(&id).is_none() {
                     // It was told of a grant that was meant for a twin of it.
-                    table.tell_granted(ino, &lock);
+                    table.tell_granted(ino, &lock, Told::Granted);
                 }
             }
             match reply? {
                 LockReply::Granted => return Ok(()),
                 LockReply::Conflict(_) => return Err(Kind::WouldBlock.into()),
-                LockReply::Delegated => self.adopt(ino)?,
+                LockReply::Delegated => {
+                    if let Ok(told) = told.try_recv() {
+                        if heard(Ok(told))? {
+                            return Ok(());
+                        }
+                    } else {
+                        self.know(ino);
+                    }
+                }
                 LockReply::Queued(_) => {
                     if self.wait_there(id, ino, lock, told, caller).await? {
                         return Ok(());
@@ -445,24 +456,14 @@ impl Inner {
         }
     }
 
-    /// The state has delegated an inode to us, it says; what it says now counts.
-    fn adopt(self: &Arc<Self>, ino: InodeId) -> Result<()> {
+    /// The state says that an inode is delegated to us. We know of it, unless a snapshot swallowed the
+    /// change: then it goes back, to begin anew.
+    fn know(self: &Arc<Self>, ino: InodeId) {
         let mut table = self.table.lock();
-        if table.session.is_none() || table.entries.contains_key(&ino) {
-            return Ok(());
-        }
-        let record = self.replica.locks(ino)?;
-        if record.delegated != table.session {
-            return Ok(());
-        }
-        table.adopt(ino);
-        if record.recalled {
+        if table.session.is_some() && !table.entries.contains_key(&ino) {
+            table.adopt(ino);
             self.start_return(&mut table, ino);
         }
-        for surplus in table.surplus() {
-            self.start_return(&mut table, surplus);
-        }
-        Ok(())
     }
 
     fn unlock_here(self: &Arc<Self>, ino: InodeId, lock: Lock) -> Option<Result<(), Kind>> {
@@ -532,7 +533,7 @@ impl Inner {
                 let table = self.table.lock();
                 let me = table.session.ok_or(Kind::Fenced)?;
                 match table.entries.get(&ino) {
-                    Some(e) if !e.returning => {
+                    Some(e) if e.returning.is_none() => {
                         return Ok(e.queue.held.conflict(&LockHolder { session: me, lock }));
                     }
                     entry => (me, entry.is_some()),
@@ -550,7 +551,7 @@ impl Inner {
                 return Ok(record.queue.held.conflict(&LockHolder { session: me, lock }));
             };
             if other == me {
-                self.adopt(ino)?;
+                self.know(ino);
                 continue;
             }
             if self.clock.now().since(since) >= RECALL_PATIENCE {
@@ -569,13 +570,21 @@ impl Inner {
     }
 
     /// One change of the state; whether somebody may wait for it.
-    fn apply(self: &Arc<Self>, change: &Change) -> bool {
+    fn apply(self: &Arc<Self>, by: SessionId, change: &Change) -> bool {
         let mut table = self.table.lock();
         let me = table.session;
         match change {
             Change::LockGranted { session, ino, lock, delegated } if Some(*session) == me => {
-                let known = table.tell_granted(*ino, lock);
-                if *delegated {
+                if !*delegated {
+                    if !table.tell_granted(*ino, lock, Told::Granted) {
+                        let (inner, ino, lock) = (self.clone(), *ino, *lock);
+                        self.runtime.spawn(async move { inner.propose(Op::Unlock { ino, lock }).await });
+                    }
+                } else if table.entries.contains_key(ino) {
+                    // It is being returned already, with what was held: this one has to ask again.
+                    table.tell_granted(*ino, lock, Told::Retry);
+                } else {
+                    let known = table.tell_granted(*ino, lock, Told::Granted);
                     let holder = LockHolder { session: *session, lock: *lock };
                     let entry = table.adopt(*ino);
                     if known {
@@ -584,17 +593,12 @@ impl Inner {
                     for surplus in table.surplus() {
                         self.start_return(&mut table, surplus);
                     }
-                } else if !known {
-                    let (inner, ino, lock) = (self.clone(), *ino, *lock);
-                    self.runtime.spawn(async move { inner.propose(Op::Unlock { ino, lock }).await });
                 }
             }
             Change::Recall { session, ino } if Some(*session) == me => self.recall(&mut table, *ino),
-            Change::LocksReturned(ino) => {
-                if table.entries.get(ino).is_some_and(|e| e.returning) {
-                    table.forget(*ino);
-                }
-            }
+            // Ours has arrived: what the state grants after it counts again.
+            Change::LocksReturned(ino) if Some(by) == me => table.forget(*ino),
+            Change::LocksReturned(_) => {}
             Change::Reaped(ino) => table.forget(*ino),
             Change::SessionClosed(session) if Some(*session) == me => table.reset(None),
             Change::SessionClosed(_) => {}
@@ -604,13 +608,9 @@ impl Inner {
     }
 
     fn recall(self: &Arc<Self>, table: &mut Table, ino: InodeId) {
-        // Unknown here it is a delegation whose reply is still on its way.
-        let ours = |record: LockRecord| record.delegated == table.session;
-        if !table.entries.contains_key(&ino) && !self.replica.locks(ino).is_ok_and(ours) {
-            return;
-        }
+        // Unknown here it was granted in a snapshot.
         let entry = table.adopt(ino);
-        if entry.recalled || entry.returning {
+        if entry.recalled || entry.returning.is_some() {
             return;
         }
         entry.recalled = true;
@@ -634,25 +634,30 @@ impl Inner {
         }
     }
 
-    /// Gives a delegation back; the entry goes when the state says that it has arrived.
+    /// Gives a delegation back. The entry stays, closed, until that was applied: a second return with what is
+    /// held now could meet a delegation of later.
     fn start_return(self: &Arc<Self>, table: &mut Table, ino: InodeId) {
-        let session = table.session;
-        let Some(held) = table.start_return(ino) else { return };
+        let Some((number, held)) = table.start_return(ino) else { return };
         let inner = self.clone();
         self.runtime.spawn(async move {
-            let still = || {
-                let table = inner.table.lock();
-                table.session == session && table.entries.get(&ino).is_some_and(|e| e.returning)
-            };
-            while still() {
+            let still = |table: &Table| table.entries.get(&ino).is_some_and(|e| e.returning == Some(number));
+            while still(&inner.table.lock()) {
                 let op = Op::ReturnDelegation { ino, held: held.clone() };
                 match inner.propose(op).await {
-                    Ok(_) => break,
+                    Ok(_) => {
+                        // Still there if the state knew of no delegation.
+                        let mut table = inner.table.lock();
+                        if still(&table) {
+                            table.forget(ino);
+                        }
+                        break;
+                    }
                     Err(e) if e.kind() == Kind::Fenced => break,
                     Err(e) => tracing::warn!(op = "return delegation", %ino, error = %e, "retried"),
                 }
                 inner.clock.sleep(RETRY_EVERY).await;
             }
+            inner.changed.notify_waiters();
         });
     }
 
@@ -663,6 +668,8 @@ impl Inner {
         let inodes: Vec<InodeId> = table.entries.keys().copied().collect();
         for ino in inodes {
             match self.replica.locks(ino) {
+                // A return that is under way ends by itself.
+                Ok(_) if table.entries.get(&ino).is_some_and(|e| e.returning.is_some()) => {}
                 Ok(record) if record.delegated != Some(me) => table.forget(ino),
                 Ok(record) if record.recalled => self.recall(&mut table, ino),
                 Ok(_) => {}
