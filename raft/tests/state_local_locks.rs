@@ -1,6 +1,8 @@
 //! `LocalLocks` of several nodes over one log that each applies at its own pace: two owners never hold
 //! conflicting locks, nobody waits for ever, and cancelled requests leave nothing behind.
 
+#![expect(clippy::unwrap_used, reason = "a failure ends the test")]
+
 mod state_support;
 
 use async_trait::async_trait;
@@ -191,9 +193,12 @@ fn posix(owner: u64, exclusive: bool, start: u64, end: u64) -> Lock {
     Lock { kind: LockKind::Posix, owner, exclusive, start, end, pid: 1 }
 }
 
+/// Node, owner, exclusive.
+type Belief = (usize, u64, bool);
+
 /// Who believes to hold what, byte by byte.
 #[derive(Default)]
-struct Believed(Mutex<BTreeMap<(InodeId, u64), Vec<(usize, u64, bool)>>>);
+struct Believed(Mutex<BTreeMap<(InodeId, u64), Vec<Belief>>>);
 
 impl Believed {
     fn set(&self, ino: InodeId, node: usize, lock: &Lock, there: bool) {

@@ -1,5 +1,7 @@
 //! The lock rules against a map of bytes: who holds what is compared after every step.
 
+#![expect(clippy::unwrap_used, reason = "a failure ends the test")]
+
 mod state_support;
 
 use hfcache_base::limits::FILE_SIZE_MAX;

@@ -1,5 +1,7 @@
 //! Random namespace operations against a simple tree of files made of plain bytes.
 
+#![expect(clippy::unwrap_used, reason = "a failure ends the test")]
+
 mod state_support;
 
 use hfcache_base::limits::*;
