@@ -388,3 +388,51 @@ async fn a_recall_waits_for_a_moment_without_locks() {
     }
     assert!(there.lock_held(ino, LockKind::Flock, 5));
 }
+
+#[tokio::test]
+async fn one_thread_unlocks_while_another_waits_for_the_same_range() {
+    let cluster = Cluster::new(2, false, 4);
+    let ino = cluster.files[0];
+    let ((node, locks), (_, there)) = (&cluster.nodes[0], &cluster.nodes[1]);
+    locks.lock(ino, posix(1, false, 0, 9), true).await.unwrap();
+    there.lock(ino, posix(2, false, 0, 9), true).await.unwrap();
+    let upgrades = locks.clone();
+    let upgrade = tokio::spawn(async move { upgrades.lock(ino, posix(1, true, 0, 9), true).await });
+    while node.locks(ino).unwrap().queue.waiting.is_empty() {
+        pause(1).await;
+    }
+    pause(200).await;
+    locks.unlock(ino, posix(1, false, 0, 9)).await.unwrap();
+    assert!(!node.locks(ino).unwrap().queue.held.holds(node.session, LockKind::Posix, 1));
+    // The waiter has asked again, and gets it when the other node is done.
+    while node.locks(ino).unwrap().queue.waiting.is_empty() {
+        pause(1).await;
+    }
+    there.unlock(ino, posix(2, false, 0, 9)).await.unwrap();
+    upgrade.await.unwrap().unwrap();
+    assert!(locks.lock_held(ino, LockKind::Posix, 1));
+}
+
+#[tokio::test]
+async fn an_interrupted_wait_leaves_what_was_held() {
+    let cluster = Cluster::new(2, true, 8);
+    let ino = cluster.files[0];
+    let ((node, locks), (_, there)) = (&cluster.nodes[0], &cluster.nodes[1]);
+    locks.lock(ino, posix(1, false, 0, 9), true).await.unwrap();
+    there.lock(ino, posix(2, false, 0, 9), true).await.unwrap();
+    tokio::select! {
+        r = locks.lock(ino, posix(1, true, 0, 9), true) => panic!("{r:?}"),
+        () = async {
+            while node.locks(ino).unwrap().queue.waiting.is_empty() {
+                pause(1).await;
+            }
+        } => {}
+    }
+    while !node.locks(ino).unwrap().queue.waiting.is_empty() {
+        pause(1).await;
+    }
+    pause(200).await;
+    assert!(locks.lock_held(ino, LockKind::Posix, 1));
+    let refused = there.lock(ino, posix(2, true, 0, 9), false).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::WouldBlock);
+}

@@ -243,3 +243,26 @@ impl Table {
         self.requests.values().any(|r| (r.ino, r.lock.kind, r.lock.owner) == (ino, kind, owner))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_delegations_go_back_oldest_first() {
+        let mut table = Table { session: Some(SessionId(1)), ..Table::default() };
+        for n in 1..=DELEGATIONS_MAX as u64 {
+            table.adopt(InodeId(n));
+        }
+        assert!(table.surplus().is_empty());
+        let lock = Lock { kind: LockKind::Flock, owner: 1, exclusive: true, start: 0, end: u64::MAX, pid: 1 };
+        // One is held, one was used just now.
+        assert!(matches!(table.attempt(InodeId(1), lock, false), Attempt::Granted));
+        assert!(matches!(table.attempt(InodeId(2), lock, false), Attempt::Granted));
+        assert_eq!(table.unlock(InodeId(2), lock), Some(Ok(())));
+        table.adopt(InodeId(99_999));
+        let surplus = table.surplus();
+        assert_eq!(surplus.first(), Some(&InodeId(3)));
+        assert_eq!(surplus.len(), GIVE_BACK);
+    }
+}
