@@ -8,4 +8,5 @@
 //! ```
 
 pub mod kv;
+pub mod locks;
 pub mod state;
