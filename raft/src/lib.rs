@@ -10,4 +10,5 @@
 pub mod consensus;
 pub mod kv;
 pub mod kv_redb;
+pub mod locks;
 pub mod state;

@@ -63,6 +63,8 @@ struct Memory {
     committed_changed: bool,
     purged: Option<LogId>,
     last: Option<LogId>,
+    /// Index of the oldest entry, when there is any.
+    first: u64,
     /// Newest entries with their encoded size, without gaps.
     tail: VecDeque<(Entry, usize)>,
     tail_bytes: usize,
@@ -76,6 +78,9 @@ impl Memory {
     }
 
     fn push(&mut self, entry: Entry, size: usize) {
+        if self.last == self.purged {
+            self.first = entry.index();
+        }
         self.last = Some(entry.log_id);
         self.tail.push_back((entry, size));
         self.tail_bytes += size;
@@ -163,7 +168,7 @@ impl LogStore {
         // Memory first: what leaves it afterwards is on disk before it does.
         let (from, split, tail) = {
             let memory = self.memory.lock();
-            let from = from.max(memory.purged.next_index());
+            let from = from.max(memory.first).max(memory.purged.next_index());
             let to = to.min(memory.last.next_index());
             if from >= to {
                 return Ok(Vec::new());
@@ -251,6 +256,8 @@ fn load(db: &Database) -> Result<Memory> {
         {
             memory.last = Some(wire::decode::<Entry>(value.value())?.log_id);
             memory.durable = index.value();
+            let first = log.range(memory.purged.next_index()..).map_err(failed)?.next();
+            memory.first = first.transpose().map_err(failed)?.map_or(0, |(index, _)| index.value());
         }
     }
     txn.commit().map_err(failed)?;
@@ -356,7 +363,8 @@ impl Writer {
                     }
                     Job::Truncate { from, .. } => {
                         log.retain_in(*from.., |_, _| false).map_err(failed)?;
-                        last = Some(from.saturating_sub(1));
+                        let kept = last.unwrap_or_else(|| self.memory.lock().durable);
+                        last = Some(kept.min(from.saturating_sub(1)));
                     }
                     Job::Purge { purged, .. } => {
                         meta.insert("purged", wire::encode(purged).as_slice()).map_err(failed)?;
@@ -480,7 +488,7 @@ impl RaftLogStorage<Types> for LogStore {
         {
             let mut memory = self.memory.lock();
             memory.truncate(from);
-            memory.last = last;
+            memory.last = memory.last.min(last).max(memory.purged);
         }
         self.write(|done| Job::Truncate { from, done }).await
     }

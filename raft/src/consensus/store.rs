@@ -4,6 +4,7 @@
 use crate::consensus::types::{LogId, StoredMembership};
 use crate::kv::{Read, Table, Write};
 use crate::kv_redb::{Reader, Writer, failed};
+use crate::state::StateView;
 use hfcache_base::meta::{Applied, Change, SharedMap};
 use hfcache_base::seam::ChangeSink;
 use hfcache_base::{Error, Kind, Result, wire};
@@ -154,7 +155,7 @@ impl Store {
         txn.commit().map_err(failed)?;
         self.dirty.store(true, Ordering::Release);
         if applied.iter().any(|one| one.changes.contains(&Change::Map)) {
-            self.refresh_map(&self.reader()?)?;
+            self.refresh_map(self.reader()?)?;
         }
         if !applied.is_empty() {
             for sink in self.sinks.read().iter() {
@@ -228,8 +229,8 @@ impl Store {
     /// Reads map and position of a state that was not reached by [`Store::write`].
     fn refresh(&self) -> Result<Option<LogId>> {
         let reader = self.reader()?;
-        self.refresh_map(&reader)?;
         let (at, _) = position(&reader)?;
+        self.refresh_map(reader)?;
         self.applied.send_if_modified(|index| {
             // Waiters are woken by the caller, after sinks were told.
             *index = at.map_or(0, |at| at.index).max(*index);
@@ -238,8 +239,9 @@ impl Store {
         Ok(at)
     }
 
-    fn refresh_map(&self, reader: &Reader) -> Result<()> {
-        *self.map.write() = Arc::new(crate::state::cluster_map(reader)?);
+    fn refresh_map(&self, reader: Reader) -> Result<()> {
+        let map = StateView::new(reader).map()?;
+        *self.map.write() = Arc::new(map);
         Ok(())
     }
 }
