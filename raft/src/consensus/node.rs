@@ -356,6 +356,7 @@ impl Consensus {
         for task in tasks {
             let _aborted = task.await;
         }
+        self.store.unsubscribe_all();
     }
 
     /// Lets another voter lead, so that the cluster need not notice this node's end by silence.

@@ -135,6 +135,11 @@ impl Store {
         self.sinks.write().push(sink);
     }
 
+    /// Forgets all sinks: they may hold this state themselves.
+    pub fn unsubscribe_all(&self) {
+        self.sinks.write().clear();
+    }
+
     /// Runs `change` in one transaction that later readers see at once, and that is on disk after the
     /// next [`Store::flush`]. Afterwards sinks are told and the applied index moves.
     ///
