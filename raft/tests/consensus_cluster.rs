@@ -47,10 +47,11 @@ async fn any_node_commits_and_all_see_it_at_once() {
     let ids: Vec<_> = futures::future::join_all((0..600).map(|_| cluster.node(2).chunk_id())).await;
     let ids: BTreeSet<_> = ids.into_iter().map(|id| id.unwrap()).collect();
     assert_eq!(ids.len(), 600, "a chunk id was handed out twice");
-    cluster.wait("active nodes", || {
-        cluster.node(1).map().nodes.values().all(|n| n.state == hfcache_base::NodeState::Active)
-    })
-    .await;
+    cluster
+        .wait("active nodes", || {
+            cluster.node(1).map().nodes.values().all(|n| n.state == hfcache_base::NodeState::Active)
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,7 +118,10 @@ async fn everything_acknowledged_survives_a_restart_of_all() {
         assert_eq!(names(&*node.read_stale()), expected);
     }
     cluster.node(2).commit(create("after")).await.unwrap();
-    assert_eq!(cluster.node(1).initialize(consensus_harness::add_node(1)).await.unwrap_err().kind(), Kind::Exists);
+    assert_eq!(
+        cluster.node(1).initialize(consensus_harness::add_node(1)).await.unwrap_err().kind(),
+        Kind::Exists
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,11 +224,12 @@ async fn voters_grow_and_a_removed_one_is_replaced() {
     let leader = cluster.leader().unwrap();
     let gone = [NodeId(3), NodeId(2)].into_iter().find(|id| *id != leader).unwrap();
     first.commit(Op::RemoveNode(gone)).await.unwrap();
-    cluster.wait("the replacement", || {
-        let status = first.status();
-        status.voters.len() == 3 && status.voters.contains(&NodeId(4)) && !status.voters.contains(&gone)
-    })
-    .await;
+    cluster
+        .wait("the replacement", || {
+            let status = first.status();
+            status.voters.len() == 3 && status.voters.contains(&NodeId(4)) && !status.voters.contains(&gone)
+        })
+        .await;
     cluster.wait("the removed one to be out", || first.status().learners.is_empty()).await;
     cluster.nodes[&NodeId(4)].commit(create("by the new voter")).await.unwrap();
 }

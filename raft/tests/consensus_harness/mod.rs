@@ -4,15 +4,13 @@
 
 use async_trait::async_trait;
 use hfcache_base::meta::{NewNode, Op, Reply, Timestamp};
-use hfcache_base::seam::{
-    Answer, Call, Clock, Health, Meta, Moment, Net, Rng, Service, ServiceId,
-};
+use hfcache_base::seam::{Answer, Call, Clock, Health, Meta, Moment, Net, Rng, Service, ServiceId};
 use hfcache_base::{Error, InodeId, Kind, NodeId, Result};
 use hfcache_raft::consensus::node::{Consensus, OpenOptions};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -154,7 +152,6 @@ pub fn create(name: &str) -> Op {
 
 impl Cluster {
     pub fn new() -> Self {
-        let _already = tracing_off();
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("hfcache-cluster-{}-{n}", std::process::id()));
         let _old = std::fs::remove_dir_all(&dir);
@@ -262,10 +259,6 @@ impl Cluster {
     }
 }
 
-fn tracing_off() -> bool {
-    true
-}
-
 impl Drop for Cluster {
     fn drop(&mut self) {
         let _gone = std::fs::remove_dir_all(&self.dir);
@@ -279,8 +272,4 @@ pub async fn lookup(node: &Consensus, name: &str) -> Result<InodeId> {
     }
     node.read_point(Duration::from_secs(10)).await?;
     node.read_stale().lookup(InodeId::ROOT, name.as_bytes()).map(|a| a.ino)
-}
-
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }
