@@ -1,6 +1,8 @@
 //! Three and more nodes on real files: any node commits, any node reads what was answered anywhere, and
 //! nothing that was answered is lost or done twice.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
+
 mod consensus_harness;
 
 use consensus_harness::{Cluster, create, lookup};

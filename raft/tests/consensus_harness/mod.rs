@@ -1,6 +1,6 @@
 //! Nodes in one process over a network in memory, on real files: links can be cut, nodes killed.
 
-#![expect(dead_code, reason = "each test program uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
 
 use async_trait::async_trait;
 use hfcache_base::meta::{NewNode, Op, Reply, Timestamp};
