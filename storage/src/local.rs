@@ -42,8 +42,10 @@ impl LocalShards {
         let index = Index::default();
         for (key, disk) in scan.shards {
             let held = Held { disk, len: 0, since: clock.now(), damaged: false };
-            if index.insert(key, held).is_some() {
-                tracing::warn!(shard = %key, "the same shard is on two disks");
+            if let Some(old) = index.insert(key, held) {
+                // A crash between the two halves of a move from a full disk to another; both are whole.
+                tracing::warn!(shard = %key, "the same shard is on two disks; one is removed");
+                files.remove(old.disk, key)?;
             }
         }
         if scan.strangers > 0 {

@@ -113,7 +113,6 @@ struct Round {
 
 impl Upkeep {
     /// A loop that has not begun.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a store, put together in one place")]
     pub fn new(
         peers: Arc<Peers>,
         local: Option<Arc<LocalShards>>,

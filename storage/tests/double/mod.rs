@@ -1,3 +1,4 @@
+#![expect(dead_code, reason = "each test file uses a part")]
 //! Several stores in one process: a network in memory with faults, a namespace with just chunks, and disks
 //! that can be full. Test code only.
 
