@@ -37,7 +37,7 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// Randomness, for jitter.
     pub rng: Arc<dyn Rng>,
-    /// Threads for calls that block on disks.
+    /// Threads for calls that block on disks: so many that read, and so many that write and sync.
     pub threads: usize,
     /// Bytes of each disk that are never filled.
     pub reserve: u64,
@@ -94,7 +94,8 @@ impl Store {
     pub async fn open(options: StoreOptions) -> Result<Arc<Self>> {
         let StoreOptions { dir, disks, storage, disk, net, clock, rng, threads, reserve, hot_floor, pace } =
             options;
-        let pool = Arc::new(IoPool::new(threads, threads * 32)?);
+        let pool = Arc::new(IoPool::new("read", threads, threads * 32)?);
+        let writers = Arc::new(IoPool::new("write", threads, threads * 32)?);
         let counters = Arc::new(Counters::default());
         let meta: Arc<RwLock<Option<Arc<dyn Meta>>>> = Arc::default();
         let (hot, local) = {
@@ -112,7 +113,7 @@ impl Store {
                     victim.upgrade().is_some_and(|hot| hot.evict_for(root, bytes))
                 });
                 let files = ShardFiles::open(disk, roots, reserve, make_room)?;
-                let local = LocalShards::open(files, threads, clock, counters)?;
+                let local = LocalShards::open(files, threads, writers, clock, counters)?;
                 Ok((hot, Some(Arc::new(local))))
             };
             pool.run(open).await?

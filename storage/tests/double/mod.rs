@@ -355,8 +355,8 @@ pub struct TempDir(pub PathBuf);
 impl TempDir {
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let shm = Path::new("/dev/shm");
-        let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+        let shm = std::env::var_os("HFCACHE_TEST_DIR").map_or_else(|| "/dev/shm".into(), PathBuf::from);
+        let base = if shm.is_dir() { shm } else { std::env::temp_dir() };
         let dir = base.join(format!(
             "hfcache-store-{}-{}",
             std::process::id(),
@@ -395,6 +395,8 @@ impl Cluster {
     }
 
     pub async fn join(&mut self, node: u64) {
+        // First the node, then the map: nobody calls a node that is not there yet.
+        self.start(node, true).await;
         self.world.change_map(|map| {
             let id = NodeId(node);
             let member = Node {
@@ -408,7 +410,6 @@ impl Cluster {
             };
             map.nodes.insert(id, member);
         });
-        self.start(node, true).await;
     }
 
     pub fn dir(&self, node: u64) -> PathBuf {
@@ -442,6 +443,11 @@ impl Cluster {
         let meta: Arc<dyn Meta> = Arc::new(MemMeta { me: NodeId(node), world: self.world.clone() });
         store.attach(&meta);
         self.stores.insert(node, store);
+    }
+
+    /// The network as a node sees it.
+    pub fn net(&self, node: u64) -> Arc<dyn Net> {
+        Arc::new(MemNet { me: NodeId(node), world: self.world.clone() })
     }
 
     /// As after SIGKILL: nobody answers any more. The files stay.
