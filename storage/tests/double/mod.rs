@@ -1,4 +1,4 @@
-#![expect(dead_code, reason = "each test file uses a part")]
+#![expect(dead_code, clippy::unwrap_used, reason = "each test file uses a part; this is test code")]
 //! Several stores in one process: a network in memory with faults, a namespace with just chunks, and disks
 //! that can be full. Test code only.
 
@@ -382,12 +382,13 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn new(nodes: u64) -> Self {
-        let mut cluster = Self {
-            world: Arc::default(),
-            stores: BTreeMap::new(),
-            disks: BTreeMap::new(),
-            dir: TempDir::new(),
-        };
+        Self::within(TempDir::new(), nodes).await
+    }
+
+    /// With all directories in this one.
+    pub async fn within(dir: TempDir, nodes: u64) -> Self {
+        let mut cluster =
+            Self { world: Arc::default(), stores: BTreeMap::new(), disks: BTreeMap::new(), dir };
         for node in 1..=nodes {
             cluster.join(node).await;
         }
