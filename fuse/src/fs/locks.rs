@@ -33,7 +33,9 @@ impl Cancels {
         let mut waiting = self.0.lock();
         match waiting.requests.remove(&unique) {
             // It may have ended by itself at this moment.
-            Some(cancel) => drop(cancel.send(())),
+            Some(cancel) => {
+                let _ = cancel.send(());
+            }
             None => {
                 if waiting.early.len() >= EARLY_MAX {
                     waiting.early.pop_front();
@@ -132,7 +134,10 @@ impl Core {
                 Err(_) => reply.fail(Kind::Canceled),
             }
         });
-        let inner = Reply::new(move |result| drop(send.send(result)));
+        let inner = Reply::new(move |result| {
+            // The receiver is the task above, which waits for nothing else.
+            let _ = send.send(result);
+        });
         self.cancellable(unique, limit, inner, async move { core.lock_patiently(ino, lock, wait).await });
     }
 
