@@ -229,3 +229,42 @@ async fn writes_during_a_flush_are_not_lost() {
     assert!(b.get(ROOT, "f").await == Ok(data.clone()));
     assert!(a.get(ROOT, "f").await == Ok(data));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_never_falls_back_behind_a_flush() {
+    let world = World::new();
+    let a = std::sync::Arc::new(world.node());
+    let ino = a.put(ROOT, "f", &noise(12, 100_000)).await;
+    let h = a.open(ino, libc::O_RDWR).await.expect("open").handle;
+    for round in 0..200u8 {
+        a.write(ino, h, 5_000, &[round; 100]).await.expect("write");
+        let flush = tokio::spawn({
+            let a = std::sync::Arc::clone(&a);
+            async move { a.fsync(ino, h).await }
+        });
+        while !flush.is_finished() {
+            assert_eq!(a.read(ino, h, 5_000, 100).await.expect("read"), [round; 100]);
+        }
+        flush.await.expect("join").expect("fsync");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_flush_is_finished_by_the_next() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let mut data = noise(13, 4 << 20);
+    let ino = a.put(ROOT, "f", &data).await;
+    let h = a.open(ino, libc::O_RDWR).await.expect("open").handle;
+    for i in 0..1000usize {
+        a.write(ino, h, i as u64 * 4000, b"patch").await.expect("write");
+        data[i * 4000..i * 4000 + 5].copy_from_slice(b"patch");
+    }
+    // The second of four commits fails, and what the first one saved is not lost or saved twice wrongly.
+    a.meta.refuse_after(1);
+    assert_eq!(a.fsync(ino, h).await, Err(libc::EIO));
+    assert!(a.read(ino, h, 0, 4 << 20).await.expect("read") == data);
+    a.close(ino, h).await.expect("close");
+    assert!(b.get(ROOT, "f").await == Ok(data.clone()));
+    assert!(a.get(ROOT, "f").await == Ok(data));
+}

@@ -186,7 +186,7 @@ impl Core {
             if core.meta.unlock_local(ino, lock) {
                 return Ok(());
             }
-            core.meta.unlock(ino, lock).await
+            core.within(REQUEST_DEADLINE, core.meta.unlock(ino, lock)).await
         });
     }
 

@@ -82,6 +82,8 @@ pub struct NodeMeta {
     /// The next commits take effect and time out.
     pub lose_answers: AtomicUsize,
     pub commits: AtomicUsize,
+    /// So many commits work, and the one after them fails without effect; 0: none fails.
+    countdown: AtomicUsize,
 }
 
 impl NodeMeta {
@@ -95,11 +97,17 @@ impl NodeMeta {
             refuse: Mutex::new((0, None)),
             lose_answers: AtomicUsize::new(0),
             commits: AtomicUsize::new(0),
+            countdown: AtomicUsize::new(0),
         }
     }
 
     pub fn set_clock(&self, clock: Arc<dyn Clock>) {
         *self.clock.lock() = Some(clock);
+    }
+
+    /// Lets `good` commits through and refuses the next one.
+    pub fn refuse_after(&self, good: usize) {
+        self.countdown.store(good + 1, Ordering::SeqCst);
     }
 
     pub fn clock(&self) -> Arc<dyn Clock> {
@@ -255,6 +263,9 @@ impl Meta for NodeMeta {
                 refuse.0 -= 1;
                 return Err(refuse.1.unwrap_or(Kind::Unavailable).into());
             }
+        }
+        if self.countdown.load(Ordering::SeqCst) > 0 && self.countdown.fetch_sub(1, Ordering::SeqCst) == 1 {
+            return Err(Kind::Unavailable.into());
         }
         let reply = self.cluster.apply(self.session, self.clock().as_ref(), op);
         if self.lose_answers.load(Ordering::SeqCst) > 0 {

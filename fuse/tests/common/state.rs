@@ -218,7 +218,6 @@ impl State {
         Ok((reply, changes))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "rename has them")]
     fn rename(
         &mut self,
         from: (InodeId, Vec<u8>),
