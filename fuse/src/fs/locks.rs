@@ -143,10 +143,16 @@ impl Core {
 
     /// A waiter outlives a change of the leader: the request is made again.
     async fn lock_patiently(&self, ino: InodeId, lock: Lock, wait: bool) -> Result<()> {
-        let until = self.clock.now().after(FETCH_DEADLINE);
+        let mut until = self.clock.now().after(FETCH_DEADLINE);
         let mut pause = RETRY_FIRST;
         loop {
-            match self.meta.lock(ino, lock, wait).await {
+            let asked = self.clock.now();
+            let result = self.meta.lock(ino, lock, wait).await;
+            if wait && self.clock.now().since(asked) > RETRY_MAX * 4 {
+                // It stood in the queue: what failed is new.
+                (until, pause) = (self.clock.now().after(FETCH_DEADLINE), RETRY_FIRST);
+            }
+            match result {
                 Err(e) if e.kind().is_transient() && self.clock.now() < until => {
                     self.clock.sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
