@@ -124,44 +124,33 @@ impl Held {
     }
 }
 
-/// What somebody has to be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// This session must return its delegation.
-    Recall(SessionId),
-    /// A request that waited is granted; as a delegation if `true`.
-    Granted(LockHolder, bool),
-    /// The delegation has come back.
-    Returned,
-}
-
-/// The locks of one inode as the state keeps them.
+/// Locks held and awaited, and who is next: what both the state and a node's own table need.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LockRecord {
-    /// Who decides alone.
-    pub delegated: Option<SessionId>,
-    /// The delegation is being called back.
-    pub recalled: bool,
-    /// What is held; empty while delegated.
+pub struct Queue {
+    /// What is held.
     pub held: Held,
     /// Who waits, in order.
     pub waiting: Vec<LockHolder>,
 }
 
-impl LockRecord {
-    /// Whether there is nothing to remember.
+/// What a [`Queue`] says to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Held.
+    Granted,
+    /// This is in the way, and the request does not wait.
+    Conflict(LockHolder),
+    /// This is in the way, and the request waits.
+    Queued(LockHolder),
+}
+
+impl Queue {
+    /// Whether nothing is held or awaited.
     pub fn is_empty(&self) -> bool {
-        self.delegated.is_none() && self.held.is_empty() && self.waiting.is_empty()
+        self.held.is_empty() && self.waiting.is_empty()
     }
 
-    /// Every session that has something here.
-    pub fn sessions(&self) -> std::collections::BTreeSet<SessionId> {
-        let holders = self.held.iter().chain(&self.waiting).map(|h| h.session);
-        holders.chain(self.delegated).collect()
-    }
-
-    /// Who would be in the way of a request that comes now. Nothing can be said while the inode is
-    /// delegated.
+    /// Who would be in the way of a request that comes now.
     pub fn blocker(&self, ask: &LockHolder) -> Option<LockHolder> {
         self.blocker_behind(ask, self.waiting.len())
     }
@@ -195,22 +184,129 @@ impl LockRecord {
         false
     }
 
-    /// Asks for a lock.
+    fn deadlocks(&self, ask: &LockHolder) -> bool {
+        let mut in_the_way = self.held.iter().filter(|h| conflict(h, ask));
+        in_the_way.any(|h| self.waiting.iter().any(|w| same_owner(w, h) && self.waits_for(w, ask)))
+    }
+
+    /// Asks for a lock. `granted` gets the waiters that may go on because of it.
     ///
     /// # Errors
     /// [`Kind::Deadlock`] if it would wait for itself; [`Kind::NoSpace`] over [`LOCKS_MAX`]. Nothing changes.
+    pub fn ask(
+        &mut self,
+        ask: LockHolder,
+        wait: bool,
+        granted: &mut Vec<LockHolder>,
+    ) -> Result<Verdict, Kind> {
+        if self.held.len().max(self.waiting.len()) >= LOCKS_MAX {
+            return Err(Kind::NoSpace);
+        }
+        let Some(holder) = self.blocker(&ask) else {
+            self.held.set(ask);
+            // It may have given up a stronger one.
+            self.serve(granted);
+            return Ok(Verdict::Granted);
+        };
+        match ask.lock.kind {
+            LockKind::Posix if wait && self.deadlocks(&ask) => return Err(Kind::Deadlock),
+            LockKind::Posix => {}
+            // flock(2): a conversion first gives up the old lock, whatever then becomes of the new one.
+            LockKind::Flock => {
+                self.held.clear(&ask);
+                self.serve(granted);
+            }
+        }
+        // Those who waited may be what is in the way now.
+        let holder = self.blocker(&ask).unwrap_or(holder);
+        if !wait {
+            return Ok(Verdict::Conflict(holder));
+        }
+        self.waiting.push(ask);
+        Ok(Verdict::Queued(holder))
+    }
+
+    /// Takes one waiter back.
+    pub fn withdraw(&mut self, waiter: &LockHolder, granted: &mut Vec<LockHolder>) {
+        if let Some(at) = self.waiting.iter().position(|w| w == waiter) {
+            self.waiting.remove(at);
+            self.serve(granted);
+        }
+    }
+
+    /// Gives up a range that is held.
+    pub fn unlock(&mut self, range: &LockHolder, granted: &mut Vec<LockHolder>) {
+        self.held.clear(range);
+        self.serve(granted);
+    }
+
+    /// Grants what can be granted, in order.
+    fn serve(&mut self, granted: &mut Vec<LockHolder>) {
+        let mut place = 0;
+        while let Some(ask) = self.waiting.get(place).copied() {
+            if self.held.len() < LOCKS_MAX && self.blocker_behind(&ask, place).is_none() {
+                self.waiting.remove(place);
+                self.held.set(ask);
+                granted.push(ask);
+                // A grant can give up a stronger lock of its owner: those ahead may go on.
+                place = 0;
+            } else {
+                place += 1;
+            }
+        }
+    }
+}
+
+/// What somebody has to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// This session must return its delegation.
+    Recall(SessionId),
+    /// A request that waited is granted; as a delegation if `true`.
+    Granted(LockHolder, bool),
+    /// The delegation has come back.
+    Returned,
+}
+
+/// The locks of one inode as the state keeps them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockRecord {
+    /// Who decides alone; then nothing is held here.
+    pub delegated: Option<SessionId>,
+    /// The delegation is being called back.
+    pub recalled: bool,
+    /// What is held and awaited.
+    pub queue: Queue,
+}
+
+impl LockRecord {
+    /// Whether there is nothing to remember.
+    pub fn is_empty(&self) -> bool {
+        self.delegated.is_none() && self.queue.is_empty()
+    }
+
+    /// Every session that has something here.
+    pub fn sessions(&self) -> std::collections::BTreeSet<SessionId> {
+        let holders = self.queue.held.iter().chain(&self.queue.waiting).map(|h| h.session);
+        holders.chain(self.delegated).collect()
+    }
+
+    /// Asks for a lock.
+    ///
+    /// # Errors
+    /// As [`Queue::ask`].
     pub fn request(
         &mut self,
         ask: LockHolder,
         wait: bool,
         events: &mut Vec<Event>,
     ) -> Result<LockReply, Kind> {
-        if self.held.len().max(self.waiting.len()) >= LOCKS_MAX {
-            return Err(Kind::NoSpace);
-        }
         if let Some(session) = self.delegated {
             if session == ask.session && !self.recalled {
                 return Ok(LockReply::Delegated);
+            }
+            if wait && self.queue.waiting.len() >= LOCKS_MAX {
+                return Err(Kind::NoSpace);
             }
             if !self.recalled {
                 self.recalled = true;
@@ -219,56 +315,35 @@ impl LockRecord {
             if !wait {
                 return Ok(LockReply::Recalling);
             }
-            self.waiting.push(ask);
+            self.queue.waiting.push(ask);
             // What exactly is in the way only that session knows.
             return Ok(LockReply::Queued(LockHolder { session, lock: ask.lock }));
         }
-        if self.is_empty() {
+        if self.queue.is_empty() {
             self.delegated = Some(ask.session);
             return Ok(LockReply::Delegated);
         }
-        let Some(holder) = self.blocker(&ask) else {
-            self.held.set(ask);
-            // It may have given up a stronger one.
-            self.serve(events);
-            return Ok(LockReply::Granted);
-        };
-        match ask.lock.kind {
-            LockKind::Posix if wait && self.deadlocks(&ask) => return Err(Kind::Deadlock),
-            LockKind::Posix => {}
-            // flock(2): a conversion first gives up the old lock, whatever then becomes of the new one.
-            LockKind::Flock => {
-                self.held.clear(&ask);
-                self.serve(events);
-            }
-        }
-        // Those who waited may be what is in the way now.
-        let holder = self.blocker(&ask).unwrap_or(holder);
-        if !wait {
-            return Ok(LockReply::Conflict(holder));
-        }
-        self.waiting.push(ask);
-        Ok(LockReply::Queued(holder))
-    }
-
-    fn deadlocks(&self, ask: &LockHolder) -> bool {
-        let in_the_way = self.held.iter().filter(|h| conflict(h, ask));
-        in_the_way
-            .into_iter()
-            .any(|h| self.waiting.iter().filter(|w| same_owner(w, h)).any(|w| self.waits_for(w, ask)))
+        let mut granted = Vec::new();
+        let verdict = self.queue.ask(ask, wait, &mut granted)?;
+        recorded(granted, events);
+        Ok(match verdict {
+            Verdict::Granted => LockReply::Granted,
+            Verdict::Conflict(holder) => LockReply::Conflict(holder),
+            Verdict::Queued(holder) => LockReply::Queued(holder),
+        })
     }
 
     /// Gives up a range, and the waits in it. Exactly the range of a wait withdraws only that wait: an
     /// interrupted upgrade keeps what was held before.
     pub fn release(&mut self, range: LockHolder, events: &mut Vec<Event>) {
         let mut withdrawn = false;
-        self.waiting.retain(|w| {
+        self.queue.waiting.retain(|w| {
             let gone = same_owner(w, &range) && overlap(&w.lock, &range.lock);
             withdrawn |= gone && (w.lock.start, w.lock.end) == (range.lock.start, range.lock.end);
             !gone
         });
         if !withdrawn {
-            self.held.clear(&range);
+            self.queue.held.clear(&range);
         }
         self.serve(events);
     }
@@ -298,15 +373,15 @@ impl LockRecord {
             }
             records.set(holder);
         }
-        self.held = records;
+        self.queue.held = records;
         self.returned(events);
         Ok(())
     }
 
     /// A session ended: nothing of it remains.
     pub fn close(&mut self, session: SessionId, events: &mut Vec<Event>) {
-        self.held.drop_session(session);
-        self.waiting.retain(|w| w.session != session);
+        self.queue.held.drop_session(session);
+        self.queue.waiting.retain(|w| w.session != session);
         if self.delegated == Some(session) {
             self.returned(events);
         } else {
@@ -321,28 +396,23 @@ impl LockRecord {
         self.serve(events);
     }
 
-    /// Grants what can be granted, in order.
+    /// Grants what can be granted; the last one waiting, with nobody else involved, gets the delegation.
     fn serve(&mut self, events: &mut Vec<Event>) {
         if self.delegated.is_some() {
             return;
         }
-        if let ([only], true) = (self.waiting.as_slice(), self.held.is_empty()) {
+        if let ([only], true) = (self.queue.waiting.as_slice(), self.queue.held.is_empty()) {
             events.push(Event::Granted(*only, true));
             self.delegated = Some(only.session);
-            self.waiting.clear();
+            self.queue.waiting.clear();
             return;
         }
-        let mut place = 0;
-        while let Some(ask) = self.waiting.get(place).copied() {
-            if self.held.len() < LOCKS_MAX && self.blocker_behind(&ask, place).is_none() {
-                self.waiting.remove(place);
-                self.held.set(ask);
-                events.push(Event::Granted(ask, false));
-                // A grant can give up a stronger lock of its owner: those ahead may go on.
-                place = 0;
-            } else {
-                place += 1;
-            }
-        }
+        let mut granted = Vec::new();
+        self.queue.serve(&mut granted);
+        recorded(granted, events);
     }
+}
+
+fn recorded(granted: Vec<LockHolder>, events: &mut Vec<Event>) {
+    events.extend(granted.into_iter().map(|holder| Event::Granted(holder, false)));
 }

@@ -38,7 +38,7 @@ impl Machine<'_> {
     /// lock there, who then must have it open.
     pub fn forget_locks(&mut self, ino: InodeId) -> Result<bool> {
         self.with_locks(ino, |record, _| {
-            let idle = record.held.is_empty() && record.waiting.is_empty();
+            let idle = record.queue.is_empty();
             if idle {
                 *record = LockRecord::default();
             }
