@@ -165,7 +165,10 @@ impl Config {
             Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
         };
         Self::parse(&text).with_context(|| {
-            format!("{}: mend the line and start again; `hfcache config show` explains every key", path.display())
+            format!(
+                "{}: mend the line and start again; `hfcache config show` explains every key",
+                path.display()
+            )
         })
     }
 
@@ -331,7 +334,8 @@ mod tests {
                 }
             }
         }
-        let table: toml::Table = toml::from_str(&toml::to_string(&Config::parse(GOOD).unwrap()).unwrap()).unwrap();
+        let table: toml::Table =
+            toml::from_str(&toml::to_string(&Config::parse(GOOD).unwrap()).unwrap()).unwrap();
         let mut there = Vec::new();
         names("", &table, &mut there);
         there.sort();

@@ -3,8 +3,8 @@
 use crate::admin::{Request, server::Handler};
 use crate::found::later;
 use crate::leave;
-use crate::status::{self, Sources};
 use crate::run::Tree;
+use crate::status::{self, Sources};
 use crate::stop::Stop;
 use crate::time;
 use async_trait::async_trait;
@@ -74,7 +74,11 @@ impl Control {
         }
         let expires = later(self.clock.wall(), ttl);
         let token = JoinToken::new(&self.identity, self.seeds(), expires)?;
-        self.sources.meta.commit(Op::CreateToken(token.record())).await.map_err(|e| e.context("create token"))?;
+        self.sources
+            .meta
+            .commit(Op::CreateToken(token.record()))
+            .await
+            .map_err(|e| e.context("create token"))?;
         tracing::info!(token = %token.id, "join token created");
         Ok(json!({ "token": token.to_string(), "id": token.id, "expires": time::utc(expires) }))
     }
@@ -106,7 +110,8 @@ impl Control {
 
     /// Goes on when the client hangs up: half-way out is no place to stay.
     async fn leave(&self, force: bool, dry_run: bool, progress: mpsc::Sender<Value>) -> Result<Value> {
-        let busy = || Error::new(Kind::Busy, "this node is leaving already; `hfcache status` shows how far it is");
+        let busy =
+            || Error::new(Kind::Busy, "this node is leaving already; `hfcache status` shows how far it is");
         let one = self.leaving.clone().try_lock_owned().map_err(|_| busy())?;
         let (sources, stop, tree) = (self.sources.clone(), self.stop.clone(), self.tree.clone());
         let work = tokio::spawn(async move {
@@ -124,7 +129,8 @@ impl Control {
             drop(one);
             plan
         });
-        let plan = work.await.map_err(|e| Error::new(Kind::Internal, "leave the cluster").with_source(e))??;
+        let plan =
+            work.await.map_err(|e| Error::new(Kind::Internal, "leave the cluster").with_source(e))??;
         to_value(plan)
     }
 
@@ -175,7 +181,10 @@ impl JoinHandler for Admission {
             Ok(other) => return Err(Error::new(Kind::Internal, format!("admit node: {other:?}"))),
             Err(e) if e.kind() == Kind::Unauthorized => {
                 let tokens = self.meta.read_stale().tokens().unwrap_or_default();
-                return Err(Error::new(Kind::Unauthorized, why_refused(&tokens, &ask.token, self.clock.wall())));
+                return Err(Error::new(
+                    Kind::Unauthorized,
+                    why_refused(&tokens, &ask.token, self.clock.wall()),
+                ));
             }
             Err(e) => return Err(e.context("admit node")),
         };
@@ -202,14 +211,17 @@ mod tests {
         let token = |revoked| Token { id: "a".into(), secret_hash: [1; 32], expires: Timestamp(10), revoked };
         let used = TokenUse { id: "a".into(), secret_hash: [1; 32] };
         assert!(why_refused(&[token(true)], &used, Timestamp(0)).contains("revoked"));
-        assert!(why_refused(&[token(false)], &used, Timestamp(10)).contains("expired at 1970-01-01T00:00:00Z"));
+        assert!(
+            why_refused(&[token(false)], &used, Timestamp(10)).contains("expired at 1970-01-01T00:00:00Z")
+        );
         let wrong = TokenUse { secret_hash: [2; 32], ..used };
         assert!(why_refused(&[token(true)], &wrong, Timestamp(0)).contains("does not know"));
     }
 
     #[test]
     fn the_state_of_a_token_is_told_and_its_secret_never() {
-        let mut token = Token { id: "ab".into(), secret_hash: [7; 32], expires: Timestamp(10), revoked: false };
+        let mut token =
+            Token { id: "ab".into(), secret_hash: [7; 32], expires: Timestamp(10), revoked: false };
         assert_eq!(describe(&token, Timestamp(9))["state"], "valid");
         assert_eq!(describe(&token, Timestamp(10))["state"], "expired");
         token.revoked = true;

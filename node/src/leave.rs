@@ -99,7 +99,9 @@ pub async fn leave<F: Future<Output = Result<()>>>(
 ) -> Result<Plan> {
     let me = sources.net.me();
     sources.meta.read_point(Duration::from_secs(5)).await.map_err(|e| {
-        e.context("leave the cluster: it has no quorum, so it cannot agree to that now; try again when it has")
+        e.context(
+            "leave the cluster: it has no quorum, so it cannot agree to that now; try again when it has",
+        )
     })?;
     let map = sources.meta.map();
     let (here, for_map, applied) = (sources.clone(), map.clone(), sources.meta.status().applied);

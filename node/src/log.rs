@@ -10,7 +10,8 @@ use tracing_subscriber::fmt::format::FmtSpan;
 pub const LEVEL_VARIABLE: &str = "HFCACHE_LOG";
 
 /// Libraries that say more than an operator wants at `info`.
-const QUIET: &str = "openraft=warn,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,redb=warn,fuser=warn";
+const QUIET: &str =
+    "openraft=warn,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,redb=warn,fuser=warn";
 
 /// Starts logging.
 ///

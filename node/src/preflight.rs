@@ -32,7 +32,9 @@ pub fn mount_by() -> Result<MountBy> {
     if rustix::process::geteuid().is_root() {
         return match opened {
             Ok(_) => Ok(MountBy::Root),
-            Err(e) => Err(e).context("open /dev/fuse: in a container, give it the device (--device /dev/fuse)"),
+            Err(e) => {
+                Err(e).context("open /dev/fuse: in a container, give it the device (--device /dev/fuse)")
+            }
         };
     }
     if let Err(e) = opened {
@@ -54,8 +56,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 
 /// Whether `/etc/fuse.conf` lets users other than root use `allow_other`.
 pub fn user_allow_other() -> bool {
-    std::fs::read_to_string("/etc/fuse.conf")
-        .is_ok_and(|t| t.lines().any(|l| l.trim() == "user_allow_other"))
+    std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|t| t.lines().any(|l| l.trim() == "user_allow_other"))
 }
 
 /// A mount as the kernel lists it.
@@ -201,7 +202,8 @@ mod tests {
 
     #[test]
     fn mountinfo_is_read_with_its_escapes() {
-        let text = b"36 35 0:52 / /mnt/a\\040b rw,nosuid shared:1 master:2 - fuse.hfcache hfcache rw,user_id=0\n\
+        let text =
+            b"36 35 0:52 / /mnt/a\\040b rw,nosuid shared:1 master:2 - fuse.hfcache hfcache rw,user_id=0\n\
                      1 1 8:1 / / rw - ext4 /dev/vda rw\nnonsense\n";
         let mounts = parse_mountinfo(text);
         assert_eq!(mounts.len(), 2);

@@ -107,7 +107,8 @@ pub fn resolve(data: Option<&Path>) -> Result<DataDir> {
         several => {
             let list: Vec<String> =
                 several.iter().map(|e| format!("  --data {}  ({})", e.data.display(), e.name)).collect();
-            Err(anyhow::anyhow!("{}", list.join("\n"))).context("several nodes run on this machine; say which:")
+            Err(anyhow::anyhow!("{}", list.join("\n")))
+                .context("several nodes run on this machine; say which:")
         }
     }
 }

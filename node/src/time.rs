@@ -54,7 +54,8 @@ mod tests {
     fn spans() {
         assert_eq!(parse_span("24h"), Ok(Duration::from_secs(86_400)));
         assert_eq!(parse_span("1s"), Ok(Duration::from_secs(1)));
-        for bad in ["", "h", "24", "-1h", "1.5h", "0s", "99999d", "24 h", "1w", "18446744073709551615d", "5µ"] {
+        for bad in ["", "h", "24", "-1h", "1.5h", "0s", "99999d", "24 h", "1w", "18446744073709551615d", "5µ"]
+        {
             assert!(parse_span(bad).is_err(), "{bad}");
         }
     }

@@ -28,8 +28,17 @@ impl Dir {
     /// A node that was made and never started.
     fn init(&self) -> Output {
         hfcache(&[
-            "node", "init", "--data", &self.at("data"), "--mount", &self.at("mnt"), "--listen", "127.0.0.1:17946",
-            "--name", "one", "--no-run",
+            "node",
+            "init",
+            "--data",
+            &self.at("data"),
+            "--mount",
+            &self.at("mnt"),
+            "--listen",
+            "127.0.0.1:17946",
+            "--name",
+            "one",
+            "--no-run",
         ])
     }
 }
@@ -189,8 +198,18 @@ fn a_bad_token_is_refused_with_words() {
     let dir = Dir::new("token");
     let join = |token: &str| {
         let (data, mnt) = (dir.at("data"), dir.at("mnt"));
-        let out =
-            hfcache(&["node", "join", token, "--data", &data, "--mount", &mnt, "--listen", "127.0.0.1:17950", "--no-run"]);
+        let out = hfcache(&[
+            "node",
+            "join",
+            token,
+            "--data",
+            &data,
+            "--mount",
+            &mnt,
+            "--listen",
+            "127.0.0.1:17950",
+            "--no-run",
+        ]);
         assert_eq!(out.status.code(), Some(1));
         text(&out.stderr)
     };

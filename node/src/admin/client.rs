@@ -76,11 +76,15 @@ fn connect(data: &DataDir) -> Result<UnixStream, Trouble> {
     UnixStream::connect(path).map_err(|e| {
         Trouble::Unreachable(match (e.kind(), data.holder()) {
             (ErrorKind::PermissionDenied, _) => {
-                format!("the node in {shown} belongs to another user: run this command as that user or as root")
+                format!(
+                    "the node in {shown} belongs to another user: run this command as that user or as root"
+                )
             }
             (_, Some(pid)) => format!("the node in {shown} (process {pid}) is starting or stopping: {e}"),
             (_, None) if !data.holds_node() => format!("no node is in {shown}"),
-            (_, None) => format!("the node in {shown} is not running; start it: hfcache node run --data {shown}"),
+            (_, None) => {
+                format!("the node in {shown} is not running; start it: hfcache node run --data {shown}")
+            }
         })
     })
 }

@@ -193,9 +193,14 @@ mod tests {
         let server = tokio::spawn(serve(bind(dir.path()).unwrap(), Arc::new(Echo)));
         let path = dir.path().join("admin.sock");
         in_thread(move || {
-            for bad in
-                ["\n", "{}\n", "[1,2]\n", "{\"v\":2,\"op\":\"ping\"}\n", "{\"v\":1,\"op\":\"dance\"}\n", "\u{1}\n"]
-            {
+            for bad in [
+                "\n",
+                "{}\n",
+                "[1,2]\n",
+                "{\"v\":2,\"op\":\"ping\"}\n",
+                "{\"v\":1,\"op\":\"dance\"}\n",
+                "\u{1}\n",
+            ] {
                 let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
                 stream.write_all(bad.as_bytes()).unwrap();
                 let mut line = String::new();

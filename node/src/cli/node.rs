@@ -42,9 +42,11 @@ pub(super) enum Command {
         no_storage: bool,
     },
     /// Run a node that was made before
-    #[command(after_help = "Ends at SIGTERM or SIGINT: what was written is made durable, the tree is unmounted, and \
+    #[command(
+        after_help = "Ends at SIGTERM or SIGINT: what was written is made durable, the tree is unmounted, and \
         the exit status is 0. A second signal ends it at once.\n\n\
-        EXAMPLE:\n  hfcache node run --data /var/lib/hfcache")]
+        EXAMPLE:\n  hfcache node run --data /var/lib/hfcache"
+    )]
     Run {
         /// Data directory of the node
         #[arg(long, value_name = "DIR")]
@@ -60,9 +62,11 @@ pub(super) enum Command {
         EXAMPLE:\n  hfcache node status --data /var/lib/hfcache --json")]
     Status(super::status::Status),
     /// Take this node out of its cluster: hand its shards over, be forgotten, stop
-    #[command(after_help = "Interrupting this command does not end the leaving: it goes on until `hfcache node leave` \
+    #[command(
+        after_help = "Interrupting this command does not end the leaving: it goes on until `hfcache node leave` \
         is said again and ends it.\n\n\
-        EXAMPLES:\n  hfcache node leave --dry-run\n  hfcache node leave --data /var/lib/hfcache")]
+        EXAMPLES:\n  hfcache node leave --dry-run\n  hfcache node leave --data /var/lib/hfcache"
+    )]
     Leave {
         #[command(flatten)]
         which: Which,
@@ -185,7 +189,8 @@ fn init(make: &Make) -> Result<u8> {
     let (data, config) = (make.data()?, make.config(true)?);
     let made = found::init(&data, &config)?;
     let token = made.token.unwrap_or_default();
-    let join = format!("hfcache node join {token} --data {} --mount {}", shell(&make.data), shell(&make.mount));
+    let join =
+        format!("hfcache node join {token} --data {} --mount {}", shell(&make.data), shell(&make.mount));
     if make.json {
         say_json(&serde_json::json!({
             "cluster": made.cluster, "node": made.node, "token": token, "join": join,
@@ -195,7 +200,9 @@ fn init(make: &Make) -> Result<u8> {
         say("On each further node run (the token is a secret, good for 24 hours):\n")?;
         say(format!("  {join}\n"))?;
         if config.listen.ip().is_loopback() {
-            say("Other machines cannot reach 127.0.0.1: give --listen IP:PORT for a cluster of several machines.")?;
+            say(
+                "Other machines cannot reach 127.0.0.1: give --listen IP:PORT for a cluster of several machines.",
+            )?;
         }
         if make.no_run {
             say(format!("Start this node:\n\n  hfcache node run --data {}", shell(data.path())))?;
@@ -210,7 +217,10 @@ fn join(token: &str, make: &Make, storage: bool) -> Result<u8> {
     if make.json {
         say_json(&serde_json::json!({ "cluster": made.cluster, "node": made.node }))?;
     } else {
-        say(format!("Joined cluster {} as node {} ({}, {}).", made.cluster, made.node, config.name, config.listen))?;
+        say(format!(
+            "Joined cluster {} as node {} ({}, {}).",
+            made.cluster, made.node, config.name, config.listen
+        ))?;
         if make.no_run {
             say(format!("Start it:\n\n  hfcache node run --data {}", shell(data.path())))?;
         }

@@ -12,10 +12,12 @@ use std::time::Duration;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Print a new join token
-    #[command(after_help = "The token is a secret: who has it can join the cluster until it expires or is revoked.\n\n\
+    #[command(
+        after_help = "The token is a secret: who has it can join the cluster until it expires or is revoked.\n\n\
         EXAMPLES:\n  \
         hfcache token create --ttl 2h\n  \
-        ssh node2 hfcache node join \"$(hfcache token create)\" --data /var/lib/hfcache --mount /hf")]
+        ssh node2 hfcache node join \"$(hfcache token create)\" --data /var/lib/hfcache --mount /hf"
+    )]
     Create {
         #[command(flatten)]
         which: Which,
@@ -68,11 +70,11 @@ impl Command {
                 if tokens.is_empty() {
                     say("no tokens; make one with `hfcache token create`")?;
                 } else {
-                    say("ID        STATE    EXPIRES")?;
+                    say("ID          STATE    EXPIRES")?;
                 }
                 for token in tokens {
                     let text = |key: &str| token.get(key).and_then(Value::as_str).unwrap_or("?");
-                    say(format!("{:<8}  {:<7}  {}", text("id"), text("state"), text("expires")))?;
+                    say(format!("{:<10}  {:<7}  {}", text("id"), text("state"), text("expires")))?;
                 }
             }
             Self::Revoke { which, id, json } => {

@@ -111,11 +111,13 @@ impl Manifest {
             let full = at.join(path);
             match what {
                 What::Directory => {
-                    let meta = fs::symlink_metadata(&full).with_context(|| format!("look at {}", full.display()))?;
+                    let meta =
+                        fs::symlink_metadata(&full).with_context(|| format!("look at {}", full.display()))?;
                     ensure!(meta.is_dir(), "{} is no directory", full.display());
                 }
                 What::Link(target) => {
-                    let found = fs::read_link(&full).with_context(|| format!("read link {}", full.display()))?;
+                    let found =
+                        fs::read_link(&full).with_context(|| format!("read link {}", full.display()))?;
                     ensure!(&found == target, "{} points to {}", full.display(), found.display());
                 }
                 What::File { len, sha256 } => {

@@ -82,7 +82,8 @@ impl Cluster {
 
     /// Runs a command of this program to its end and returns what it printed.
     fn command(&self, args: &[&str]) -> Result<String> {
-        let out = Command::new(&self.program).args(args).stdin(Stdio::null()).output().context("run hfcache")?;
+        let out =
+            Command::new(&self.program).args(args).stdin(Stdio::null()).output().context("run hfcache")?;
         if !out.status.success() {
             // A join token is among the arguments, so they are not repeated.
             bail!("`hfcache {}`: {}", args[..2].join(" "), String::from_utf8_lossy(&out.stderr).trim());
@@ -174,7 +175,12 @@ impl Cluster {
         .map_err(|e| if last.is_empty() { e } else { e.context(last.clone()) })
     }
 
-    fn wait<T>(&self, patience: Duration, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    fn wait<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut look: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
         let start = Instant::now();
         loop {
             if let Some(found) = look()? {
@@ -189,7 +195,9 @@ impl Cluster {
 
     /// SIGKILL.
     pub(super) fn kill(&self, node: usize) -> Result<()> {
-        let Some(mut child) = self.state.lock().nodes[node].take() else { bail!("node {} does not run", node + 1) };
+        let Some(mut child) = self.state.lock().nodes[node].take() else {
+            bail!("node {} does not run", node + 1)
+        };
         child.kill().context("kill a node")?;
         child.wait().context("wait for a killed node")?;
         Ok(())

@@ -78,7 +78,9 @@ pub fn run(options: Options) -> Result<()> {
 fn make_dir(wanted: Option<&Path>) -> Result<PathBuf> {
     let dir = match wanted {
         Some(dir) => crate::config::absolute(dir)?,
-        None => std::env::temp_dir().join(format!("hfcache-demo-{:08x}", RealRng::default().next_u64() as u32)),
+        None => {
+            std::env::temp_dir().join(format!("hfcache-demo-{:08x}", RealRng::default().next_u64() as u32))
+        }
     };
     if let Ok(mut entries) = std::fs::read_dir(&dir) {
         ensure!(entries.next().is_none(), "{} is not empty; name a new directory with --dir", dir.display());

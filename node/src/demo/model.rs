@@ -38,10 +38,8 @@ pub(super) fn generate(dir: &Path) -> Result<Found> {
 pub(super) fn generate_update(dir: &Path) -> Result<Found> {
     let mut weights = safetensors(8);
     weights.truncate(8 << 20);
-    let files = [
-        ("train.bin", weights, true),
-        ("README.md", b"# Written while node 2 was dead\n".to_vec(), false),
-    ];
+    let files =
+        [("train.bin", weights, true), ("README.md", b"# Written while node 2 was dead\n".to_vec(), false)];
     repository(dir, "datasets--demo--late", &files)
 }
 
@@ -98,8 +96,13 @@ fn config() -> Value {
 fn tokenizer() -> Value {
     let special = ["<unk>", "<s>", "</s>"];
     let words = (special.len() as u64..VOCABULARY).map(|i| format!("word{i}"));
-    let vocabulary: Map<String, Value> =
-        special.iter().map(|s| (*s).to_owned()).chain(words).zip(0u64..).map(|(w, i)| (w, i.into())).collect();
+    let vocabulary: Map<String, Value> = special
+        .iter()
+        .map(|s| (*s).to_owned())
+        .chain(words)
+        .zip(0u64..)
+        .map(|(w, i)| (w, i.into()))
+        .collect();
     let added: Vec<Value> = special
         .iter()
         .enumerate()
@@ -123,7 +126,8 @@ fn tokenizer_config() -> Value {
 fn tensors() -> Vec<(String, Vec<u64>)> {
     let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN])];
     for layer in 0..LAYERS {
-        let mut add = |name: &str, shape: &[u64]| all.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        let mut add =
+            |name: &str, shape: &[u64]| all.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
         for projection in ["q_proj", "k_proj", "v_proj", "o_proj"] {
             add(&format!("self_attn.{projection}.weight"), &[HIDDEN, HIDDEN]);
         }
@@ -184,7 +188,8 @@ mod tests {
         assert_eq!(bytes[8], b'{');
         let mut spans: Vec<(u64, u64)> = Vec::new();
         for (name, tensor) in header.iter().filter(|(n, _)| *n != "__metadata__") {
-            let shape: u64 = tensor["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product();
+            let shape: u64 =
+                tensor["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product();
             let [start, end] = [0, 1].map(|i| tensor["data_offsets"][i].as_u64().unwrap());
             assert_eq!(end - start, shape * 2, "{name}");
             spans.push((start, end));
@@ -214,7 +219,8 @@ mod tests {
         let link = fs::read_link(snapshot.join("model.safetensors")).unwrap();
         let bytes = fs::read(snapshot.join("model.safetensors")).unwrap();
         assert_eq!(link, Path::new("../../blobs").join(hex(&Sha256::digest(bytes))));
-        let tokenizer: Value = serde_json::from_slice(&fs::read(snapshot.join("tokenizer.json")).unwrap()).unwrap();
+        let tokenizer: Value =
+            serde_json::from_slice(&fs::read(snapshot.join("tokenizer.json")).unwrap()).unwrap();
         assert_eq!(tokenizer["model"]["vocab"].as_object().unwrap().len() as u64, VOCABULARY);
         assert!(super::super::cache::find(dir.path()).is_ok());
     }

@@ -41,12 +41,16 @@ fn one(what: &str, path: &Path) -> Vec<Finding> {
             Finding::warn(what, found, "models are large: give hfcache a disk with more room")
         }
         Fitness::Good => Finding::ok(what, found),
-        Fitness::Volatile => {
-            Finding::warn(what, found, "this is memory: nothing survives a restart; name a directory on a disk")
-        }
-        Fitness::Network => {
-            Finding::fail(what, found, "locks and syncs are not reliable there; name a directory on a local disk")
-        }
+        Fitness::Volatile => Finding::warn(
+            what,
+            found,
+            "this is memory: nothing survives a restart; name a directory on a disk",
+        ),
+        Fitness::Network => Finding::fail(
+            what,
+            found,
+            "locks and syncs are not reliable there; name a directory on a local disk",
+        ),
     }];
     all.push(match sync_time(path) {
         Ok(t) if t > SYNC_SLOW => Finding::warn(
@@ -111,7 +115,8 @@ mod tests {
     #[test]
     fn a_disk_is_measured_once_and_left_clean() {
         let dir = crate::data::tests::TempDir::new();
-        let places = [("a".to_owned(), dir.path().join("not/there/yet")), ("b".to_owned(), dir.path().into())];
+        let places =
+            [("a".to_owned(), dir.path().join("not/there/yet")), ("b".to_owned(), dir.path().into())];
         let found = examine(&places);
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

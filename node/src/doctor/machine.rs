@@ -73,7 +73,8 @@ fn open_files() -> Finding {
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
     let found = if most == u64::MAX { "unlimited".to_owned() } else { format!("at most {most}") };
-    let mend = "raise it: `ulimit -Hn 65536`, LimitNOFILE=65536 in a systemd unit, or /etc/security/limits.conf";
+    let mend =
+        "raise it: `ulimit -Hn 65536`, LimitNOFILE=65536 in a systemd unit, or /etc/security/limits.conf";
     match most {
         n if n < FILES_NEEDED => Finding::fail("open files", found, mend),
         n if n < FILES_WANTED => Finding::warn("open files", found, mend),

@@ -77,7 +77,10 @@ pub struct Options {
 pub fn examine(options: &Options) -> Vec<Finding> {
     let mut found = machine::examine();
     let Some(data) = &options.data else {
-        found.extend(disk::examine(&[("disk".into(), std::env::current_dir().unwrap_or_else(|_| "/".into()))]));
+        found.extend(disk::examine(&[(
+            "disk".into(),
+            std::env::current_dir().unwrap_or_else(|_| "/".into()),
+        )]));
         return found;
     };
     if let Err(e) = data.check() {

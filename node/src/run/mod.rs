@@ -56,7 +56,8 @@ pub fn run(data: &DataDir, config: Config) -> Result<u8> {
     preflight::ready_mount_point(&config.mount.point, false)?;
     preflight::ports_free(config.listen)?;
     raise_open_files();
-    let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, WORKERS_MAX);
+    let workers =
+        std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, WORKERS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .thread_name("hfcache")

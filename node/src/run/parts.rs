@@ -93,8 +93,13 @@ impl Parts {
         self.follow_map(me, &meta, &net, stop);
         self.watch_consensus(&consensus, &meta, &net, stop);
 
-        let mut options =
-            StoreOptions::new(data.path().into(), Arc::new(RealDisk), net.clone(), clock.clone(), rng.clone());
+        let mut options = StoreOptions::new(
+            data.path().into(),
+            Arc::new(RealDisk),
+            net.clone(),
+            clock.clone(),
+            rng.clone(),
+        );
         options.storage = config.storage;
         options.disks = config.disks.iter().map(|d| data.path().join(d)).collect();
         let store = Store::open(options).await.context("open chunk store")?;
@@ -112,7 +117,10 @@ impl Parts {
         });
         self.tasks.spawn(own.clone().watch_disks());
         net.serve(ServiceId::Status, Arc::new(FactsService(own.clone())));
-        let space = { let store = store.clone(); Arc::new(move || store.space()) };
+        let space = {
+            let store = store.clone();
+            Arc::new(move || store.space())
+        };
         let cluster = identity.cluster().to_string();
         let sources = Arc::new(Sources::new(cluster, meta.clone(), net.clone(), own.clone(), space));
         let control = Control {
@@ -187,11 +195,13 @@ impl Parts {
         stop: &Stop,
     ) {
         let mut failure = consensus.failure();
-        let (meta, net, stop) = (meta.clone(), net.clone(), stop.clone());
+        let (meta, net, stop, tree) = (meta.clone(), net.clone(), stop.clone(), self.tree.clone());
         self.tasks.spawn(async move {
             let Ok(failure) = failure.wait_for(Option::is_some).await.map(|f| f.clone()) else { return };
             match failure {
                 None => {}
+                // Given back by this node itself, which ends.
+                Some(Failure::SessionLost) if tree.ending() => {}
                 Some(Failure::Raft(why)) => stop.broken(format!("Raft has failed: {why}")),
                 Some(Failure::SessionLost) => {
                     warn!("this node's session has ended: all calls fail until the cluster can be reached");
@@ -220,7 +230,8 @@ impl Parts {
         options.allow_other = config.mount.allow_other;
         options.runtime = Some(runtime);
         let serving = fs.clone();
-        let mount = tokio::task::spawn_blocking(move || Mount::start(options, serving)).await.context("mount")??;
+        let mount =
+            tokio::task::spawn_blocking(move || Mount::start(options, serving)).await.context("mount")??;
         let mount = Arc::new(mount);
         let mut ended = mount.watch();
         self.tree.put(fs, mount);

@@ -275,9 +275,11 @@ pub async fn gather(sources: &Arc<Sources>) -> Result<Status> {
     let quorum = sources.meta.read_point(QUORUM_DEADLINE).await.is_ok();
     let map = sources.meta.map();
     let me = sources.net.me();
-    let asked = map.nodes.keys().filter(|n| **n != me).map(|n| async {
-        (*n, facts::ask(sources.net.as_ref(), *n, FACTS_DEADLINE).await)
-    });
+    let asked = map
+        .nodes
+        .keys()
+        .filter(|n| **n != me)
+        .map(|n| async { (*n, facts::ask(sources.net.as_ref(), *n, FACTS_DEADLINE).await) });
     let mut all: BTreeMap<NodeId, NodeFacts> = BTreeMap::new();
     for (node, answer) in futures::future::join_all(asked).await {
         match answer {
@@ -292,9 +294,9 @@ pub async fn gather(sources: &Arc<Sources>) -> Result<Status> {
     let counted = tokio::task::spawn_blocking(move || -> Result<(Totals, Schemes)> {
         Ok((here.meta.read_stale().totals()?, here.schemes(applied, &for_map)?))
     });
-    let (totals, schemes) = counted
-        .await
-        .map_err(|e| hfcache_base::Error::new(hfcache_base::Kind::Internal, "count chunks").with_source(e))??;
+    let (totals, schemes) = counted.await.map_err(|e| {
+        hfcache_base::Error::new(hfcache_base::Kind::Internal, "count chunks").with_source(e)
+    })??;
     let health = map.nodes.keys().map(|n| (*n, sources.net.health(*n))).collect();
     Ok(assess(Seen {
         cluster: sources.cluster.clone(),
@@ -312,8 +314,7 @@ pub async fn gather(sources: &Arc<Sources>) -> Result<Status> {
 
 /// Judges.
 pub fn assess(seen: Seen) -> Status {
-    let leader =
-        seen.raft.leader.map(|id| Leader { id, addr: seen.map.nodes.get(&id).map(|n| n.addr) });
+    let leader = seen.raft.leader.map(|id| Leader { id, addr: seen.map.nodes.get(&id).map(|n| n.addr) });
     let nodes: Vec<NodeStatus> = seen.map.nodes.values().map(|n| member(n, &seen)).collect();
     let redundancy = redundancy(&seen, &nodes);
     let mut problems = Vec::new();
@@ -325,7 +326,9 @@ pub fn assess(seen: Seen) -> Status {
     for node in nodes.iter().filter(|n| n.storage) {
         match node.state {
             State::Up => {}
-            State::Suspect => problems.push(format!("{} ({}) was not heard for a moment", node.name, node.addr)),
+            State::Suspect => {
+                problems.push(format!("{} ({}) was not heard for a moment", node.name, node.addr))
+            }
             State::Down => problems.push(format!("{} ({}) does not answer", node.name, node.addr)),
             State::Joined => problems.push(format!("{} ({}) was never started", node.name, node.addr)),
             State::Leaving => problems.push(format!("{} ({}) is leaving", node.name, node.addr)),

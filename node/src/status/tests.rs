@@ -15,8 +15,12 @@ fn seen(storage: u64, mount_only: u64) -> Seen {
     }
     map.rebuild();
     let facts = (1..=storage).map(|i| {
-        let shards = ShardFacts { held: 9, bytes: 900, checked: true, epoch: map.epoch, ..Default::default() };
-        (NodeId(i), NodeFacts { mounted: true, capacity: 1 << 40, shards: Some(shards), ..Default::default() })
+        let shards =
+            ShardFacts { held: 9, bytes: 900, checked: true, epoch: map.epoch, ..Default::default() };
+        (
+            NodeId(i),
+            NodeFacts { mounted: true, capacity: 1 << 40, shards: Some(shards), ..Default::default() },
+        )
     });
     let facts = facts.collect();
     let raft = RaftStatus {
