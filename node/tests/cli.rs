@@ -1,5 +1,7 @@
 //! The command line as scripts meet it: the real binary, its exit status, what it prints.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
