@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What a user runs: download a repository with huggingface_hub into HF_HUB_CACHE and hash what is there.
 
-  fetch.py REPO START     waits until the file START exists, so that several begin at once
+  fetch.py REPO START     makes the file START.PID when ready, then waits until START exists, so that several
+                          begin at once
 
 Prints one JSON object: {"snapshot": DIR, "files": {PATH: sha256}, "links": {PATH: target or null}}
 """
@@ -24,6 +25,7 @@ def main():
     repo, start = sys.argv[1:]
     from huggingface_hub import snapshot_download  # before the start: importing takes longest
 
+    open(f"{start}.{os.getpid()}", "w").close()
     while not os.path.exists(start):
         time.sleep(0.005)
     snapshot = snapshot_download(repo)
