@@ -108,7 +108,9 @@ fn every_dependency_has_its_reason() {
     let reasons: BTreeMap<String, String> = text(&workspace().join("deny.toml"))
         .lines()
         .filter_map(|line| line.strip_prefix("# ")?.split_once(": "))
-        .filter(|(name, _)| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'))
+        .filter(|(name, _)| {
+            name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
+        })
         .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
         .collect();
     let used: BTreeSet<String> =

@@ -1,0 +1,175 @@
+//! The story of `hfcache demo`, and what it promises: three nodes share a cache, one dies, work goes on.
+
+use hfcache_tests::pattern::Pattern;
+use hfcache_tests::{Cluster, eventually, measure};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A repository in the cache layout of `huggingface_hub`, as it would write it.
+struct Repo {
+    files: BTreeMap<String, Pattern>,
+}
+
+impl Repo {
+    fn new(seed: u64) -> Self {
+        let sizes = [
+            ("config.json", 650),
+            ("tokenizer.json", 2_200_000),
+            ("model.safetensors", 70 << 20),
+            ("README.md", 5_000),
+        ];
+        Self {
+            files: sizes
+                .iter()
+                .zip(seed..)
+                .map(|((n, len), s)| ((*n).to_owned(), Pattern::new(s, *len)))
+                .collect(),
+        }
+    }
+
+    fn write(&self, hub: &Path, name: &str) {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let repo = hub.join(name);
+        for dir in ["blobs", "refs", &format!("snapshots/{commit}")] {
+            fs::create_dir_all(repo.join(dir)).expect("make a folder of the cache");
+        }
+        for (file, content) in &self.files {
+            let blob = content.sha256();
+            let part = repo.join(format!("blobs/{blob}.incomplete"));
+            content.write(&part).expect("write a blob");
+            fs::rename(&part, repo.join("blobs").join(&blob)).expect("publish a blob");
+            let link = repo.join(format!("snapshots/{commit}/{file}"));
+            symlink(format!("../../blobs/{blob}"), link).expect("link a blob");
+        }
+        fs::write(repo.join("refs/main.tmp"), commit).expect("write a ref");
+        fs::rename(repo.join("refs/main.tmp"), repo.join("refs/main")).expect("publish a ref");
+    }
+
+    fn check(&self, hub: &Path, name: &str) {
+        let repo = hub.join(name);
+        let commit = fs::read_to_string(repo.join("refs/main")).expect("read a ref");
+        for (file, content) in &self.files {
+            content
+                .check(&repo.join("snapshots").join(&commit).join(file))
+                .expect("read a file of the snapshot");
+        }
+        let listed = fs::read_dir(repo.join("blobs")).expect("list blobs").count();
+        assert_eq!(listed, self.files.len());
+    }
+}
+
+#[test]
+fn three_nodes_share_a_cache_and_one_may_die() {
+    let mut cluster = Cluster::start("spine", 3);
+    let hub = |cluster: &Cluster, node: usize| cluster.path(node, "hub");
+    let first = Repo::new(10);
+    first.write(&hub(&cluster, 0), "models--acme--first");
+    first.check(&hub(&cluster, 1), "models--acme--first");
+    first.check(&hub(&cluster, 2), "models--acme--first");
+
+    cluster.node_mut(1).kill();
+    first.check(&hub(&cluster, 2), "models--acme--first");
+    let second = Repo::new(20);
+    second.write(&hub(&cluster, 2), "models--acme--second");
+    second.check(&hub(&cluster, 0), "models--acme--second");
+    cluster.wait_degraded(0);
+
+    let start = Instant::now();
+    cluster.node_mut(1).start();
+    cluster.wait_healthy();
+    measure::record("spine", "a killed node was back and healthy after", start.elapsed().as_secs_f64(), "s");
+    for (repo, name) in [(&first, "models--acme--first"), (&second, "models--acme--second")] {
+        repo.check(&hub(&cluster, 1), name);
+    }
+
+    // What was written while it was away is whole without any one of the others, too.
+    for gone in [0, 2] {
+        cluster.node_mut(gone).kill();
+        second.check(&hub(&cluster, 1), "models--acme--second");
+        cluster.node_mut(gone).start();
+        cluster.wait_healthy();
+    }
+    cluster.stop_all();
+}
+
+#[test]
+fn nodes_join_while_files_are_written() {
+    let mut cluster = Cluster::start("join", 3);
+    let stop = AtomicBool::new(false);
+    let dirs = [cluster.path(0, "w0"), cluster.path(2, "w2")];
+    let written: Vec<(usize, u64, Pattern)> = thread::scope(|scope| {
+        let writers: Vec<_> = dirs
+            .iter()
+            .enumerate()
+            .map(|(w, dir)| {
+                let stop = &stop;
+                scope.spawn(move || {
+                    fs::create_dir(dir).expect("make a writer's directory");
+                    let mut written = Vec::new();
+                    for i in 0u64.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let len = [300, 9_000, 700_000, 5 << 20][(i % 4) as usize];
+                        let pattern = Pattern::new(w as u64 * 1_000_000 + i, len);
+                        pattern.write(&dir.join(format!("f{i}"))).expect("a write fails while a node joins");
+                        written.push((w, i, pattern));
+                    }
+                    written
+                })
+            })
+            .collect();
+        for _ in 0..2 {
+            cluster.add_node(&[]);
+        }
+        cluster.wait_healthy();
+        stop.store(true, Ordering::Relaxed);
+        writers.into_iter().flat_map(|w| w.join().expect("a writer")).collect()
+    });
+    assert!(!written.is_empty());
+    for node in [3, 4] {
+        for (w, i, pattern) in &written {
+            pattern.check(&cluster.path(node, &format!("w{w}/f{i}"))).expect("read on a new node");
+        }
+        Pattern::new(7, 3 << 20)
+            .write(&cluster.path(node, &format!("from{node}")))
+            .expect("write on a new node");
+        Pattern::new(7, 3 << 20)
+            .check(&cluster.path(0, &format!("from{node}")))
+            .expect("read that on an old node");
+    }
+    eventually("all five vote", Duration::from_secs(60), || {
+        let status = cluster.status(0);
+        let nodes = status["nodes"].as_array().expect("nodes");
+        nodes.iter().filter(|n| matches!(n["role"].as_str(), Some("voter" | "leader"))).count() == 5
+    });
+    cluster.wait_healthy();
+    // Five voters bear two losses.
+    cluster.node_mut(0).kill();
+    cluster.node_mut(1).kill();
+    fs::write(cluster.path(4, "after"), b"two are gone").expect("write with three of five");
+    assert_eq!(fs::read(cluster.path(3, "after")).expect("read with three of five"), b"two are gone");
+}
+
+/// A node that gives no disk sees everything and holds nothing.
+#[test]
+fn a_node_without_storage_mounts_only() {
+    let mut cluster = Cluster::start("mount-only", 2);
+    let client = cluster.add_node(&["--no-storage"]);
+    let pattern = Pattern::new(3, 30 << 20);
+    pattern.write(&cluster.path(client, "written-by-client")).expect("write");
+    pattern.check(&cluster.path(0, "written-by-client")).expect("read on a storage node");
+    pattern.write(&cluster.path(0, "written-by-storage")).expect("write");
+    pattern.check(&cluster.path(client, "written-by-storage")).expect("read on the client");
+    cluster.node_mut(client).kill();
+    pattern.check(&cluster.path(1, "written-by-client")).expect("nothing was held by the client alone");
+    // Started anew with no hot copies, it has nothing, and reads everything.
+    fs::remove_dir_all(cluster.node(client).data().join("hot")).expect("hot copies may go while stopped");
+    cluster.node_mut(client).start();
+    pattern.check(&cluster.path(client, "written-by-client")).expect("read with no hot copy");
+}
