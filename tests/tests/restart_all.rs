@@ -29,7 +29,7 @@ fn everything_acknowledged_survives_the_death_of_all() {
                         fs::create_dir(dir).expect("make a writer's directory");
                         for i in 0u64.. {
                             let len = [10, 4_000, 100_000, 3 << 20, 20 << 20][(i % 5) as usize];
-                            let pattern = Pattern::new(round << 40 | *n << 32 | i, len);
+                            let pattern = Pattern::new(round << 40 | (*n as u64) << 32 | i, len);
                             match pattern.write(&dir.join(format!("f{i}"))) {
                                 Ok(_) => done.push((format!("r{round}n{n}/f{i}"), pattern)),
                                 Err(_) if stop.load(Ordering::Relaxed) => break,
