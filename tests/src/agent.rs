@@ -137,8 +137,8 @@ pub fn serve() -> io::Result<()> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let answer = match held.carry_out(&words) {
             Ok(text) => text,
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => "busy".into(),
             Err(why) => match why.raw_os_error() {
-                Some(libc::EAGAIN) => "busy".into(),
                 Some(code) => format!("errno {code}"),
                 None => format!("error {why}"),
             },

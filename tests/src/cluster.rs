@@ -90,7 +90,7 @@ impl Cluster {
         let (ip, namespace) = match &mut self.network {
             Some(network) => {
                 let ip = network.add();
-                (ip, Some(network.namespace(index)))
+                (ip, Some(network.namespace(network.len() - 1)))
             }
             None => (fresh_loopback(), None),
         };
@@ -124,6 +124,16 @@ impl Cluster {
         node.start();
         self.nodes.push(node);
         self.nodes.len() - 1
+    }
+
+    /// A node that has left is no member any more. It must be the last one, so that the others keep their
+    /// indices.
+    ///
+    /// # Panics
+    /// When it is another.
+    pub fn forget(&mut self, node: usize) {
+        assert_eq!(node + 1, self.nodes.len(), "only the last node can be forgotten");
+        self.nodes.pop();
     }
 
     fn any_up(&self) -> &Node {
@@ -165,7 +175,8 @@ impl Cluster {
     /// # Panics
     /// When the cluster is not in namespaces.
     pub fn cut(&self, node: usize) {
-        self.network.as_ref().expect("a cable can be pulled only in namespaces").cut(node);
+        let network = self.network.as_ref().expect("a cable can be pulled only in namespaces");
+        network.cut(self.nodes[node].addr().ip());
     }
 
     /// Puts it back.
@@ -173,7 +184,8 @@ impl Cluster {
     /// # Panics
     /// When the cluster is not in namespaces.
     pub fn heal(&self, node: usize) {
-        self.network.as_ref().expect("a cable can be put back only in namespaces").heal(node);
+        let network = self.network.as_ref().expect("a cable can be put back only in namespaces");
+        network.heal(self.nodes[node].addr().ip());
     }
 
     /// `status --json` of a node.

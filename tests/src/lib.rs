@@ -19,6 +19,7 @@ pub mod netns;
 pub mod node;
 pub mod pattern;
 pub mod sys;
+pub mod two;
 pub mod wait;
 
 pub use agent::Agent;

@@ -2,6 +2,7 @@
 //! can be pulled. Needs root and iproute2.
 
 use crate::sys;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -9,6 +10,8 @@ use std::process::{Command, Stdio};
 const PREFIX: &str = "hft-";
 /// Nodes are `SUBNET.11`, `SUBNET.12`, … The bridge is not connected to the host, so this can't clash.
 const SUBNET: &str = "10.77.0";
+/// The first node's last number.
+const FIRST: u8 = 11;
 
 /// Why there can be no namespaces here; `None` when there can.
 pub fn missing() -> Option<String> {
@@ -73,11 +76,11 @@ impl Network {
     }
 
     /// Adds a node's namespace and cable, and returns its address.
-    pub fn add(&mut self) -> std::net::IpAddr {
+    pub fn add(&mut self) -> IpAddr {
         let (node, switch) = (self.nodes, self.switch());
         self.nodes += 1;
         let name = self.namespace(node);
-        let address = format!("{SUBNET}.{}", 11 + node);
+        let address = format!("{SUBNET}.{}", usize::from(FIRST) + node);
         ip(&format!("netns add {name}"));
         ip(&format!("-n {name} link add eth0 type veth peer name n{node} netns {switch}"));
         ip(&format!("-n {switch} link set n{node} master br0")); // tidy-allow: a word of ip's
@@ -88,14 +91,29 @@ impl Network {
         address.parse().expect("an address")
     }
 
-    /// Pulls a node's cable.
-    pub fn cut(&self, node: usize) {
-        ip(&format!("-n {} link set n{node} down", self.switch()));
+    /// How many nodes it has.
+    pub fn len(&self) -> usize {
+        self.nodes
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes == 0
+    }
+
+    /// Pulls the cable of the node with this address.
+    pub fn cut(&self, address: IpAddr) {
+        ip(&format!("-n {} link set n{} down", self.switch(), Self::index(address)));
     }
 
     /// Puts it back.
-    pub fn heal(&self, node: usize) {
-        ip(&format!("-n {} link set n{node} up", self.switch()));
+    pub fn heal(&self, address: IpAddr) {
+        ip(&format!("-n {} link set n{} up", self.switch(), Self::index(address)));
+    }
+
+    fn index(address: IpAddr) -> usize {
+        let IpAddr::V4(address) = address else { panic!("{address} is not of this network") };
+        usize::from(address.octets()[3] - FIRST)
     }
 }
 
@@ -148,11 +166,12 @@ mod tests {
         }
         let mut network = Network::new("self");
         network.add();
-        let other = network.add().to_string();
+        let cable = network.add();
+        let other = cable.to_string();
         crate::eventually("the bridge forwards", Duration::from_secs(60), || reaches(&network, 0, &other));
-        network.cut(1);
+        network.cut(cable);
         assert!(!reaches(&network, 0, &other));
-        network.heal(1);
+        network.heal(cable);
         crate::eventually("the bridge forwards again", Duration::from_secs(60), || {
             reaches(&network, 0, &other)
         });

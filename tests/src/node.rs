@@ -24,6 +24,7 @@ pub struct Node {
     data: PathBuf,
     addr: SocketAddr,
     namespace: Option<String>,
+    user: Option<u32>,
     child: Option<Child>,
 }
 
@@ -39,7 +40,7 @@ impl Node {
         let dir = lab.dir(name);
         let data = data.unwrap_or_else(|| dir.join("data"));
         std::fs::create_dir_all(dir.join("mnt")).expect("make the mount point");
-        Self { name: name.into(), dir, data, addr, namespace, child: None }
+        Self { name: name.into(), dir, data, addr, namespace, user: None, child: None }
     }
 
     /// Its name in the test.
@@ -77,12 +78,34 @@ impl Node {
         String::from_utf8_lossy(&std::fs::read(self.log()).unwrap_or_default()).into_owned()
     }
 
-    /// The program, run where this node is: in its network namespace if it has one.
+    /// Belongs to, and runs as, another user from now on; only root can ask for that.
+    ///
+    /// # Panics
+    /// When its directory can't be given to that user.
+    pub fn run_as(&mut self, user: u32) {
+        for path in [self.dir.clone(), self.mount()] {
+            std::os::unix::fs::chown(path, Some(user), Some(user)).expect("give a directory to a user");
+        }
+        self.user = Some(user);
+    }
+
+    /// A program, run where and as whom this node runs.
+    pub fn program(&self, program: &Path) -> Command {
+        match (&self.namespace, self.user) {
+            (Some(name), _) => netns::command_in(name, program),
+            (None, Some(user)) => {
+                let mut command = Command::new("setpriv");
+                command.arg(format!("--reuid={user}")).arg(format!("--regid={user}")).arg("--clear-groups");
+                command.arg(program);
+                command
+            }
+            (None, None) => Command::new(program),
+        }
+    }
+
+    /// `hfcache`, run where and as whom this node runs.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = match &self.namespace {
-            Some(name) => netns::command_in(name, binary::hfcache()),
-            None => Command::new(binary::hfcache()),
-        };
+        let mut command = self.program(binary::hfcache());
         command.args(args).stdin(Stdio::null()).current_dir(&self.dir);
         command
     }
@@ -178,8 +201,10 @@ impl Node {
             let ended = self.child.as_mut().and_then(|c| c.try_wait().expect("look at a child"));
             assert!(ended.is_none(), "{} ended while starting: {ended:?}\n{}", self.name, tail(&self.log()));
             if mounts::is_fuse(&self.mount()) {
-                let mount = self.mount();
-                if wait::try_within(UP, move || std::fs::read_dir(mount).is_ok()) == Some(true) {
+                // Also a root test may not look into a mount of another user.
+                let mut look = self.program(Path::new("ls"));
+                look.arg(self.mount());
+                if run(look, UP).is_some_and(|o| o.status.success()) {
                     return;
                 }
             }
@@ -198,11 +223,18 @@ impl Node {
         sys::kill(pid, signal).expect("signal a node");
     }
 
-    /// SIGKILL, and waits for its end.
+    /// SIGKILL, and waits for its end; but not for ever, should it be stuck in the kernel.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
-            let _ = child.wait();
+            let start = Instant::now();
+            while matches!(child.try_wait(), Ok(None)) {
+                if start.elapsed() > DOWN {
+                    eprintln!("{} (process {}) can't be killed", self.name, child.id());
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 

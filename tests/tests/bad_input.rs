@@ -1,7 +1,7 @@
 //! What people and strangers get wrong, and how the program answers: a clear refusal, and nothing broken.
 
 use hfcache_tests::pattern::Pattern;
-use hfcache_tests::{Checks, Cluster, Lab, Node, eventually, mounts, node, within};
+use hfcache_tests::{Checks, Cluster, Lab, Node, eventually, mounts, within};
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -342,5 +342,4 @@ fn foreign_cluster(cluster: &mut Cluster) {
     drop(other);
     cluster.node_mut(2).start();
     still_works(cluster, "after-foreign");
-    let _ = node::tail(&cluster.node(2).log());
 }

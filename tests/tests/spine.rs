@@ -1,11 +1,12 @@
 //! The story of `hfcache demo`, and what it promises: three nodes share a cache, one dies, work goes on.
 
 use hfcache_tests::pattern::Pattern;
-use hfcache_tests::{Cluster, eventually, measure};
+use hfcache_tests::{Cluster, Lab, eventually, measure, sys};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -172,4 +173,65 @@ fn a_node_without_storage_mounts_only() {
     fs::remove_dir_all(cluster.node(client).data().join("hot")).expect("hot copies may go while stopped");
     cluster.node_mut(client).start();
     pattern.check(&cluster.path(client, "written-by-client")).expect("read with no hot copy");
+}
+
+/// A node leaves in good order: what it held is on the others before it goes.
+#[test]
+fn a_node_leaves_and_takes_nothing_with_it() {
+    let mut cluster = Cluster::start("leave", 4);
+    let files: Vec<Pattern> = (0..12).map(|i| Pattern::new(i, (i + 1) * 1_300_000)).collect();
+    for (i, pattern) in files.iter().enumerate() {
+        pattern.write(&cluster.path(i % 4, &format!("f{i}"))).expect("write");
+    }
+    cluster.wait_healthy();
+    let plan = cluster.node(3).call_ok(&[
+        "node",
+        "leave",
+        "--data",
+        &cluster.node(3).data_arg(),
+        "--dry-run",
+        "--json",
+    ]);
+    assert!(plan.contains("scheme_after"), "{plan}");
+    // Four nodes bear two losses, three bear one: leaving lowers a promise, so it must be meant.
+    let said = cluster.node(3).call(&["node", "leave", "--data", &cluster.node(3).data_arg()]);
+    assert!(!said.status.success(), "a lower redundancy must be agreed to");
+    cluster.node(3).call_ok(&["node", "leave", "--data", &cluster.node(3).data_arg(), "--force"]);
+    cluster.forget(3);
+    cluster.wait_healthy();
+    for (i, pattern) in files.iter().enumerate() {
+        pattern.check(&cluster.path(i % 3, &format!("f{i}"))).expect("read after a node has left");
+    }
+    cluster.node_mut(0).kill();
+    for (i, pattern) in files.iter().enumerate() {
+        pattern.check(&cluster.path(1 + i % 2, &format!("f{i}"))).expect("and after another has died");
+    }
+}
+
+/// A user who is not root mounts through fusermount3.
+#[test]
+fn a_node_runs_as_an_ordinary_user() {
+    if !sys::is_root() {
+        return; // Then all the other tests show it.
+    }
+    const USER: u32 = 31_234;
+    let lab = Arc::new(Lab::new("user"));
+    let mut cluster = Cluster::empty(&lab, "", None);
+    let mut node = cluster.new_node(None);
+    node.run_as(USER);
+    node.init();
+    node.start();
+    let mount = node.mount();
+    let mut script = node.program(Path::new("sh"));
+    let body = "set -e; cd \"$0\"; mkdir d; echo hello >d/f; ln -s f d/l; cat d/l; mv d/f d/g; stat -c %u:%s d/g; rm -r d; ls";
+    script.args(["-c", body]).arg(&mount);
+    let output = hfcache_tests::node::run(script, Duration::from_secs(60)).expect("the script ends");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, format!("hello\n{USER}:6\n"), "{}", String::from_utf8_lossy(&output.stderr));
+    node.stop();
+    node.start();
+    // Killed, its mount stays behind; the next start must be able to clear it away as that user.
+    node.kill();
+    node.start();
+    node.stop();
 }
