@@ -105,9 +105,7 @@ impl System for Ours {
     }
     fn make_cold(&mut self) {
         self.gone += self.cluster.node(READER).cpu_seconds();
-        self.cluster.node_mut(READER).stop();
-        let _ = fs::remove_dir_all(self.cluster.node(READER).data().join("hot"));
-        self.cluster.node_mut(READER).start();
+        self.cluster.make_cold(READER);
         drop_page_cache();
     }
     fn cpu(&self) -> f64 {

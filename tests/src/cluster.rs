@@ -259,6 +259,13 @@ impl Cluster {
         self.wait_healthy();
     }
 
+    /// Stops a node, forgets its hot copies, and starts it: what it reads next it must fetch.
+    pub fn make_cold(&mut self, node: usize) {
+        self.nodes[node].stop();
+        std::fs::remove_dir_all(self.nodes[node].data().join("hot")).expect("forget the hot copies");
+        self.nodes[node].start();
+    }
+
     /// Stops all nodes with SIGTERM, all at once; each must end cleanly.
     ///
     /// # Panics
@@ -292,7 +299,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         let panicked = self.panicked();
         if thread::panicking() || panicked.is_some() {
-            node::print_logs(self.lab.root());
+            node::print_logs(self.lab.name(), self.lab.root());
         }
         for node in self.nodes.iter().filter(|n| n.pid().is_some()) {
             let _ = crate::sys::kill(node.pid().unwrap_or(0), libc::SIGKILL);

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 /// A test that takes longer than this hangs: its nodes are killed, so that blocked calls return.
-const PATIENCE: Duration = Duration::from_secs(420);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// What the test may then still take to fall over, before the whole test process is ended.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
@@ -105,7 +105,7 @@ fn spawn_watchdog(name: String, root: PathBuf, watch: Arc<Watch>, patience: Dura
             return;
         }
         eprintln!("WATCHDOG: {name} has not ended after {patience:?}; its nodes are killed now");
-        crate::node::print_logs(&root);
+        crate::node::print_logs(&name, &root);
         for pid in janitor::processes_of(&root) {
             let _ = sys::kill(pid, libc::SIGKILL);
         }

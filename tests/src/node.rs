@@ -344,12 +344,17 @@ pub fn tail(path: &Path) -> String {
     format!("--- last lines of {}\n{}\n", path.display(), lines[from..].join("\n"))
 }
 
-/// Prints the ends of all nodes' logs below a test's directory.
-pub fn print_logs(root: &Path) {
+/// Prints the ends of all nodes' logs below a failed test's directory, and keeps all of them in
+/// `target/hfcache-tests/failed/NAME`.
+pub fn print_logs(name: &str, root: &Path) {
+    let kept = binary::target_dirs().0.join("hfcache-tests/failed").join(name);
+    let _ = std::fs::create_dir_all(&kept);
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
         let log = entry.path().join("log");
         if log.is_file() {
             eprintln!("{}", tail(&log));
+            let _ = std::fs::copy(&log, kept.join(entry.file_name()).with_extension("log"));
         }
     }
+    eprintln!("the whole logs are in {}", kept.display());
 }

@@ -33,13 +33,6 @@ fn shards(data: &Path) -> Vec<PathBuf> {
     found.into_iter().rev().map(|(_, path)| path).collect()
 }
 
-/// Stops a node, forgets its hot copies, and starts it: what it reads next it must fetch.
-fn make_cold(cluster: &mut Cluster, node: usize) {
-    cluster.node_mut(node).stop();
-    fs::remove_dir_all(cluster.node(node).data().join("hot")).expect("forget the hot copies");
-    cluster.node_mut(node).start();
-}
-
 #[test]
 fn damaged_shards_are_never_returned_and_are_rebuilt() {
     let mut cluster = Cluster::start("damage", 3);
@@ -66,12 +59,12 @@ fn damaged_shards_are_never_returned_and_are_rebuilt() {
             _ => file.write_all_at(&[0; 64], 0).expect("wipe the header"),
         }
     }
-    make_cold(&mut cluster, 2);
+    cluster.make_cold(2);
     for (i, pattern) in files.iter().enumerate() {
         pattern.check(&cluster.path(2, &format!("f{i}"))).expect("right bytes in spite of the damage");
     }
     // The damaged node itself reads right bytes, too.
-    make_cold(&mut cluster, 1);
+    cluster.make_cold(1);
     for (i, pattern) in files.iter().enumerate() {
         pattern.check(&cluster.path(1, &format!("f{i}"))).expect("right bytes on the damaged node");
     }
@@ -79,7 +72,7 @@ fn damaged_shards_are_never_returned_and_are_rebuilt() {
     assert!(damaged.unwrap_or(0) > 0, "damage is counted in status: {}", cluster.status(0)["redundancy"]);
     cluster.wait_healthy();
     // Rebuilt for good: another node may go now, and what is left is enough.
-    make_cold(&mut cluster, 2);
+    cluster.make_cold(2);
     cluster.wait_healthy();
     cluster.node_mut(0).kill();
     for (i, pattern) in files.iter().enumerate() {

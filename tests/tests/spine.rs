@@ -90,6 +90,8 @@ fn three_nodes_share_a_cache_and_one_may_die() {
 
     // What was written while it was away is whole without any one of the others, too.
     for gone in [0, 2] {
+        cluster.make_cold(1);
+        cluster.wait_healthy();
         cluster.node_mut(gone).kill();
         second.check(&hub(&cluster, 1), "models--acme--second");
         cluster.node_mut(gone).start();

@@ -145,8 +145,11 @@ fn nothing_is_left_for_later_and_words_are_ours() {
     let mut wrong = Vec::new();
     for path in files(&["rs"]) {
         for (i, line) in text(&path).lines().enumerate().filter(|(_, l)| !l.contains(EXCEPTION)) {
+            let mut lower = line.to_lowercase();
             // The kernel's list of mounts has a field of that name, with a number.
-            let lower = line.to_lowercase().replace(concat!("mas", "ter:2"), "");
+            for digit in 0..10 {
+                lower = lower.replace(&format!("{}:{digit}", words[0]), "");
+            }
             let mut split = lower.split(|c: char| !c.is_alphanumeric());
             if let Some(word) = split.find(|w| words.contains(w)) {
                 wrong.push(format!("{}:{}: the word {word} is banned", short(&path), i + 1));
