@@ -2,6 +2,7 @@
 //! meet; within one they are ordered as bytes. The real one is redb, tests use a `BTreeMap`.
 
 use hfcache_base::Result;
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 /// A part of the state. The number is the first byte of every key on disk: fixed for ever.
@@ -14,7 +15,8 @@ pub enum Table {
     Inode = 1,
     /// Directory, hash of the name, name → dentry.
     Dentry = 2,
-    /// Inode number, file offset → extent.
+    /// Inode number, first file offset after the extent → extent. (By its end, so that the extents over a
+    /// range are found by one scan forwards.)
     Extent = 3,
     /// Chunk id → chunk, with its reference count.
     Chunk = 4,
@@ -26,11 +28,11 @@ pub enum Table {
     Reply = 7,
     /// Inode number → locks, waiters and delegation.
     Lock = 8,
-    /// Session id, inode number → nothing: what a session has in `Lock` and `Orphan`.
+    /// Session id, inode number, lock or hold → nothing: what a session has in `Lock` and `Orphan`.
     SessionItem = 9,
     /// Token id → token.
     Token = 10,
-    /// First id of a batch of chunk ids → session it was handed to, and its length.
+    /// Last id of a batch of chunk ids → session it was handed to, its length, and which were used.
     ChunkBatch = 11,
 }
 
@@ -54,6 +56,22 @@ pub trait Read {
     ) -> Result<()>;
 }
 
+impl<R: Read + ?Sized> Read for &R {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        (**self).get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<()> {
+        (**self).scan(table, from, to, visit)
+    }
+}
+
 /// Writing. What was put is seen by later reads of the same transaction.
 pub trait Write: Read {
     /// Sets a key.
@@ -66,4 +84,65 @@ pub trait Write: Read {
     /// # Errors
     /// Only if the store fails.
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<()>;
+}
+
+/// A store in memory: for tests, models and the simulator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pairs: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+}
+
+impl Memory {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every pair, in order of table and key.
+    pub fn iter(&self) -> impl Iterator<Item = (Table, &[u8], &[u8])> {
+        self.pairs.iter().map(|((table, key), value)| (*table, key.as_slice(), value.as_slice()))
+    }
+}
+
+impl Read for Memory {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.pairs.get(&(table, key.to_vec())).cloned())
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<()> {
+        let from = match from {
+            Bound::Unbounded => Bound::Included((table, Vec::new())),
+            Bound::Included(key) => Bound::Included((table, key.to_vec())),
+            Bound::Excluded(key) => Bound::Excluded((table, key.to_vec())),
+        };
+        let before_end = |key: &[u8]| match to {
+            Bound::Unbounded => true,
+            Bound::Included(end) => key <= end,
+            Bound::Excluded(end) => key < end,
+        };
+        for ((at, key), value) in self.pairs.range((from, Bound::Unbounded)) {
+            if *at != table || !before_end(key) || !visit(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Write for Memory {
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
+        self.pairs.insert((table, key.to_vec()), value.to_vec());
+        Ok(())
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<()> {
+        self.pairs.remove(&(table, key.to_vec()));
+        Ok(())
+    }
 }

@@ -7,5 +7,8 @@
 //! kv         the ordered key-value transaction that state works in; redb behind it
 //! ```
 
+pub mod consensus;
 pub mod kv;
+pub mod kv_redb;
+pub mod locks;
 pub mod state;

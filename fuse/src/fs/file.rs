@@ -1,0 +1,147 @@
+//! A file that is open on this node: one, whoever opened it.
+
+use super::Core;
+use super::base::Base;
+use super::staging::Dirty;
+use crate::ops::Reply;
+use hfcache_base::limits::WRITER_CHUNKS_IN_FLIGHT;
+use hfcache_base::meta::{Attr, Timestamp};
+use hfcache_base::seam::View;
+use hfcache_base::{InodeId, Kind, Result};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{Notify, Semaphore};
+
+/// See the module.
+pub(crate) struct File {
+    /// Its inode.
+    pub(crate) ino: InodeId,
+    /// The content changed since `base` was read.
+    pub(crate) stale: AtomicBool,
+    /// It has lost its last name.
+    pub(crate) orphaned: AtomicBool,
+    /// The namespace was told to keep it for this node though it has no name.
+    pub(crate) held: AtomicBool,
+    /// Content. Held for as long as a local write takes, never over an `await`.
+    pub(crate) inner: Mutex<Inner>,
+    /// Held by whoever changes committed size, mtime or content through this file: one at a time.
+    pub(crate) commit: tokio::sync::Mutex<()>,
+    /// Some piece was put, or was given up.
+    pub(crate) progress: Notify,
+    /// Puts of this file at once.
+    pub(crate) slots: Semaphore,
+}
+
+/// What is known of the bytes.
+pub(crate) struct Inner {
+    /// As committed.
+    pub(crate) base: Arc<Base>,
+    /// What was written over it.
+    pub(crate) dirty: Option<Dirty>,
+    /// When it was last written, if that is not committed.
+    pub(crate) mtime: Option<Timestamp>,
+    /// An error nobody has been told of yet.
+    pub(crate) error: Option<Kind>,
+    /// Why the last piece could not be put.
+    pub(crate) put_error: Option<Kind>,
+    /// Writes that are done and wait to be answered: the writer is ahead of the holders.
+    pub(crate) waiting: Vec<(Reply<u32>, u32)>,
+}
+
+impl Inner {
+    /// Size as seen here.
+    pub(crate) fn size(&self) -> u64 {
+        self.base.size().max(self.dirty.as_ref().map_or(0, |d| d.end))
+    }
+
+    /// Takes newer content.
+    pub(crate) fn install(&mut self, base: Arc<Base>) {
+        if base.version() > self.base.version() {
+            self.base = base;
+        }
+    }
+
+    /// Answers the writes that wait.
+    pub(crate) fn let_go(&mut self) -> Vec<(Reply<u32>, u32)> {
+        std::mem::take(&mut self.waiting)
+    }
+}
+
+impl File {
+    /// A file with committed content and nothing else.
+    pub(crate) fn new(ino: InodeId, base: Arc<Base>) -> Self {
+        Self {
+            ino,
+            stale: AtomicBool::new(false),
+            orphaned: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            inner: Mutex::new(Inner {
+                base,
+                dirty: None,
+                mtime: None,
+                error: None,
+                put_error: None,
+                waiting: Vec::new(),
+            }),
+            commit: tokio::sync::Mutex::new(()),
+            progress: Notify::new(),
+            slots: Semaphore::new(WRITER_CHUNKS_IN_FLIGHT),
+        }
+    }
+
+    /// Whether there are uncommitted bytes.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.inner.lock().dirty.as_ref().is_some_and(|d| !d.is_clean())
+    }
+
+    /// Puts what was written here over committed attributes.
+    pub(crate) fn overlay(&self, attr: &mut Attr) {
+        let inner = self.inner.lock();
+        if let Some(dirty) = inner.dirty.as_ref().filter(|d| !d.is_clean()) {
+            attr.size = attr.size.max(dirty.end);
+            attr.allocated = attr.allocated.max((attr.allocated + dirty.data.bytes()).min(attr.size));
+        }
+        if let Some(mtime) = inner.mtime {
+            attr.mtime = mtime;
+            attr.ctime = attr.ctime.max(mtime);
+        }
+    }
+
+    /// Reads the committed content, if it is not the one that is known.
+    fn reload(&self, view: &dyn View) -> Result<()> {
+        let known = self.inner.lock().base.version();
+        if view.attr(self.ino)?.data_version != known {
+            let (attr, content) = view.content(self.ino)?;
+            self.inner.lock().install(Arc::new(Base::new(attr, content)));
+        }
+        Ok(())
+    }
+
+    /// Makes the content as new as any that had been committed before this call, if that needs no waiting.
+    pub(crate) fn refresh_now(&self, core: &Core) -> bool {
+        if core.is_fenced() {
+            return false;
+        }
+        if !self.stale.swap(false, Ordering::SeqCst) {
+            return true;
+        }
+        let done = matches!(core.view_now(|view, _| self.reload(view)), Some(Ok(())));
+        if !done {
+            self.stale.store(true, Ordering::SeqCst);
+        }
+        done
+    }
+
+    /// Makes the content as new as any that had been committed before this call.
+    pub(crate) async fn refresh(&self, core: &Core) -> Result<()> {
+        if !self.stale.swap(false, Ordering::SeqCst) && !core.is_fenced() {
+            return Ok(());
+        }
+        let done = core.view(|view, _| self.reload(view)).await;
+        if done.is_err() {
+            self.stale.store(true, Ordering::SeqCst);
+        }
+        done
+    }
+}

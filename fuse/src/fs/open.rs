@@ -1,0 +1,179 @@
+//! Opening: close-to-open. An open shows everything that was closed before, on any node.
+
+use super::base::Base;
+use super::file::File;
+use super::{Core, logged};
+use crate::ops::{Caller, Entry, Opened, Reply};
+use hfcache_base::limits::NAME_MAX;
+use hfcache_base::meta::{Attr, FileKind, NewNode, Op, Reply as Answer, SetAttr, SetTime};
+use hfcache_base::seam::View;
+use hfcache_base::{Error, InodeId, Kind, Result};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Core {
+    /// OPEN.
+    pub(crate) fn open(self: &Arc<Self>, ino: InodeId, flags: u32, reply: Reply<Opened>) {
+        let write = flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
+        let truncate = flags as i32 & libc::O_TRUNC != 0;
+        if (write || truncate) && self.read_only {
+            return reply.fail(Kind::ReadOnly);
+        }
+        match self.view_now(|view, lease| self.attach(view, ino, lease.seen)) {
+            Some(Ok(file)) if !truncate && !file.orphaned.load(Ordering::SeqCst) => {
+                reply.ok(self.opened(file, flags));
+            }
+            Some(Err(e)) => reply.send(Err(logged(&e))),
+            attached => {
+                let core = Arc::clone(self);
+                self.answer(reply, async move {
+                    let file = match attached {
+                        Some(file) => file?,
+                        None => core.view(|view, lease| core.attach(view, ino, lease.seen)).await?,
+                    };
+                    core.finish_open(file, flags, truncate).await
+                });
+            }
+        }
+    }
+
+    /// Counts an open of an inode, with content as new as the view.
+    fn attach(&self, view: &dyn View, ino: InodeId, seen: u64) -> Result<Arc<File>> {
+        let attr = view.attr(ino)?;
+        match attr.kind {
+            FileKind::File => {}
+            FileKind::Directory => return Err(Kind::IsDirectory.into()),
+            _ => return Err(Kind::Invalid.into()),
+        }
+        let known = self.table.file(ino).map(|f| Arc::clone(&f.inner.lock().base));
+        let base = match known {
+            Some(base) if base.version() == attr.data_version => base,
+            _ => {
+                let (attr, content) = view.content(ino)?;
+                Arc::new(Base::new(attr, content))
+            }
+        };
+        self.attach_base(base, attr.nlink == 0, seen)
+    }
+
+    fn attach_base(&self, base: Arc<Base>, orphaned: bool, seen: u64) -> Result<Arc<File>> {
+        let file = self.table.open(base)?;
+        if orphaned {
+            file.orphaned.store(true, Ordering::SeqCst);
+        }
+        if self.known.seen() != seen {
+            // A change may have been told before there was anyone to tell.
+            file.stale.store(true, Ordering::SeqCst);
+        }
+        Ok(file)
+    }
+
+    /// The handle for a file that was attached.
+    fn opened(&self, file: Arc<File>, flags: u32) -> Opened {
+        let version = file.inner.lock().base.version();
+        let keep_cache = self.table.pages_opened(file.ino, version);
+        let handle = self.table.add_handle(file, flags);
+        Opened { handle, keep_cache, direct_io: false }
+    }
+
+    async fn finish_open(self: &Arc<Self>, file: Arc<File>, flags: u32, truncate: bool) -> Result<Opened> {
+        let attached = Attached { core: self, file: Some(file) };
+        let Some(file) = attached.file.as_ref() else { return Err(Kind::Internal.into()) };
+        if file.orphaned.load(Ordering::SeqCst) && !file.held.swap(true, Ordering::SeqCst) {
+            self.meta.commit(Op::Hold { ino: file.ino, hold: true }).await?;
+        }
+        if truncate {
+            let set = SetAttr { size: Some(0), mtime: Some(SetTime::Now), ..SetAttr::default() };
+            self.set_attr(file.ino, set).await?;
+        }
+        Ok(self.opened(attached.keep()?, flags))
+    }
+
+    /// CREATE.
+    pub(crate) fn create(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        flags: u32,
+        reply: Reply<(Entry, Opened)>,
+    ) {
+        if let Err(e) = self.writable().and_then(|()| good_name(name)) {
+            return reply.fail(e.kind());
+        }
+        let op = Op::Create {
+            parent,
+            name: name.to_vec(),
+            node: NewNode::File,
+            mode,
+            uid: caller.uid,
+            gid: caller.gid,
+            exclusive: flags as i32 & libc::O_EXCL != 0,
+        };
+        let core = Arc::clone(self);
+        self.answer(reply, async move {
+            let Answer::Entry { attr, created } = core.commit(op).await? else {
+                return Err(Error::new(Kind::Internal, "create answered without an entry"));
+            };
+            let opened = if created {
+                let seen = core.known.seen();
+                let base = Arc::new(Base::new(attr.clone(), Default::default()));
+                let file = core.attach_base(base, false, seen)?;
+                // Someone may have written to it or removed it since it was made.
+                file.stale.store(true, Ordering::SeqCst);
+                core.opened(file, flags)
+            } else {
+                if attr.kind != FileKind::File {
+                    // Made by someone else since the kernel looked: it looks again.
+                    return Err(Kind::Stale.into());
+                }
+                let file = core.view(|view, lease| core.attach(view, attr.ino, lease.seen)).await?;
+                core.finish_open(file, flags, flags as i32 & libc::O_TRUNC != 0).await?
+            };
+            Ok((core.entry_after(attr), opened))
+        });
+    }
+
+    /// The entry for an inode after a change of it: as it is now, with a lifetime if there is a lease.
+    pub(crate) fn entry_after(&self, attr: Attr) -> Entry {
+        let now = self.view_now(|view, lease| Ok(self.entry(view.attr(attr.ino)?, &lease)));
+        match now {
+            Some(Ok(entry)) => entry,
+            _ => self.entry(attr, &super::Lease { until: None, seen: 0 }),
+        }
+    }
+}
+
+/// Undoes an attach unless it becomes a handle.
+struct Attached<'a> {
+    core: &'a Arc<Core>,
+    file: Option<Arc<File>>,
+}
+
+impl Attached<'_> {
+    fn keep(mut self) -> Result<Arc<File>> {
+        self.file.take().ok_or_else(|| Kind::Internal.into())
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take()
+            && self.core.table.close(file.ino)
+            && file.held.swap(false, Ordering::SeqCst)
+        {
+            self.core.let_orphan_go(file.ino);
+        }
+    }
+}
+
+/// Refuses names that no directory can hold.
+pub(crate) fn good_name(name: &[u8]) -> Result<()> {
+    match name {
+        _ if name.len() > NAME_MAX => Err(Kind::NameTooLong.into()),
+        b"" | b"." | b".." => Err(Kind::Invalid.into()),
+        _ if name.contains(&b'/') || name.contains(&0) => Err(Kind::Invalid.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,114 @@
+//! One request, one call of the file system.
+
+use super::reply;
+use super::request::{Header, Request};
+use super::session::Channel;
+use crate::ops::{Caller, Entry, Opened, Reply};
+use hfcache_base::limits::FUSE_IO_MAX;
+use std::sync::Arc;
+
+/// The ways to answer, bound to one request.
+struct To<'a> {
+    channel: &'a Arc<Channel>,
+    unique: u64,
+}
+
+impl To<'_> {
+    fn entry(&self) -> Reply<Entry> {
+        let unique = self.unique;
+        self.channel.reply(unique, move |to, entry| to.answer(unique, &[reply::entry(&entry).as_slice()]))
+    }
+
+    fn attr(&self) -> Reply<Entry> {
+        let unique = self.unique;
+        self.channel.reply(unique, move |to, entry| to.answer(unique, &[reply::attr(&entry).as_slice()]))
+    }
+
+    fn opened(&self) -> Reply<Opened> {
+        let unique = self.unique;
+        self.channel.reply(unique, move |to, opened| to.answer(unique, &[reply::opened(&opened).as_slice()]))
+    }
+
+    fn done(&self) -> Reply<()> {
+        let unique = self.unique;
+        self.channel.reply(unique, move |to, ()| to.answer(unique, &[]))
+    }
+}
+
+/// Calls the file system; the answer goes to the channel the request came from.
+pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request<'_>) {
+    let fs = &*channel.session.fs;
+    let unique = header.unique;
+    let ino = header.ino;
+    let caller = Caller { unique, uid: header.uid, gid: header.gid, pid: header.pid };
+    let to = To { channel, unique };
+    match request {
+        Request::Lookup { name } => fs.lookup(caller, ino, name, to.entry()),
+        Request::Forget => fs.forget(ino),
+        Request::BatchForget(inodes) => inodes.for_each(|ino| fs.forget(ino)),
+        Request::Getattr { handle } => fs.getattr(caller, ino, handle, to.attr()),
+        Request::Setattr { handle, set } => fs.setattr(caller, ino, handle, set, to.attr()),
+        Request::Readlink => {
+            let reply = channel.reply(unique, move |to, target: Vec<u8>| to.answer(unique, &[&target]));
+            fs.readlink(caller, ino, reply);
+        }
+        Request::Make { name, node, mode } => fs.make(caller, ino, name, node, mode, to.entry()),
+        Request::Unlink { name } => fs.unlink(caller, ino, name, to.done()),
+        Request::Rmdir { name } => fs.rmdir(caller, ino, name, to.done()),
+        Request::Rename { name, new_parent, new_name, mode } => {
+            fs.rename(caller, ino, name, new_parent, new_name, mode, to.done());
+        }
+        // The header names the directory here.
+        Request::Link { ino: linked, name } => fs.link(caller, linked, ino, name, to.entry()),
+        Request::Open { flags } => fs.open(caller, ino, flags, to.opened()),
+        Request::Create { name, mode, flags } => {
+            let reply = channel.reply(unique, move |to, (entry, opened): (Entry, Opened)| {
+                to.answer(unique, &[reply::created(&entry, &opened).as_slice()]);
+            });
+            fs.create(caller, ino, name, mode, flags, reply);
+        }
+        Request::Read { handle, offset, size } => {
+            let reply = channel.reply(unique, move |to, data| to.data(unique, size, data));
+            fs.read(caller, ino, handle, offset, size, reply);
+        }
+        Request::Write { handle, offset, cached, data } => {
+            let reply =
+                channel.reply(unique, move |to, size| to.answer(unique, &[reply::written(size).as_slice()]));
+            fs.write(caller, ino, handle, offset, data, cached, reply);
+        }
+        Request::Flush { handle, lock_owner } => fs.flush(caller, ino, handle, lock_owner, to.done()),
+        Request::Fsync { handle } => fs.fsync(caller, ino, handle, to.done()),
+        Request::Release { handle, flock_owner } => fs.release(caller, ino, handle, flock_owner, to.done()),
+        Request::Fallocate { handle, offset, len, mode } => {
+            fs.fallocate(caller, ino, handle, offset, len, mode, to.done());
+        }
+        Request::Opendir => fs.opendir(caller, ino, to.opened()),
+        Request::Readdir { handle, cookie, size, plus } => {
+            let size = size.min(FUSE_IO_MAX);
+            let reply = channel.reply(unique, move |to, rows: Vec<_>| {
+                to.packed(unique, |out| reply::rows(out, &rows, size as usize, plus));
+            });
+            fs.readdir(caller, ino, handle, cookie, size, plus, reply);
+        }
+        Request::Releasedir { handle } => fs.releasedir(caller, ino, handle, to.done()),
+        Request::Statfs => {
+            let reply =
+                channel.reply(unique, move |to, stat| to.answer(unique, &[reply::statfs(&stat).as_slice()]));
+            fs.statfs(caller, reply);
+        }
+        Request::LockTest { lock } => {
+            let reply = channel.reply(unique, move |to, found: Option<_>| {
+                to.answer(unique, &[reply::lock(&lock, found.as_ref()).as_slice()]);
+            });
+            fs.lock_test(caller, ino, lock, reply);
+        }
+        Request::Lock { lock, wait } => fs.lock(caller, ino, lock, wait, to.done()),
+        Request::Unlock { lock } => fs.unlock(caller, ino, lock, to.done()),
+        // Settled before the file system is asked.
+        Request::Init(_)
+        | Request::Interrupt { .. }
+        | Request::Nothing
+        | Request::Silent
+        | Request::Refused(_) => {}
+    }
+}

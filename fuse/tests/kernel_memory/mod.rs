@@ -1,0 +1,614 @@
+//! A small file system in memory, for tests of the kernel side on real mounts.
+
+#![expect(dead_code, reason = "each test program uses its own part")]
+
+use bytes::Bytes;
+use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime, Timestamp};
+use hfcache_base::{InodeId, Kind, Result};
+use hfcache_fuse::kernel::{Mount, MountOptions};
+use hfcache_fuse::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row, StatFs};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+struct Node {
+    attr: Attr,
+    data: Vec<u8>,
+    names: BTreeMap<Vec<u8>, (InodeId, u64)>,
+    locks: Vec<Lock>,
+}
+
+#[derive(Default)]
+struct Tree {
+    nodes: HashMap<InodeId, Node>,
+    next: u64,
+    cookie: u64,
+}
+
+/// A `SETLKW` that waits.
+struct Waiter {
+    ino: InodeId,
+    lock: Lock,
+    reply: Reply<()>,
+}
+
+/// See the module.
+pub struct Memory {
+    tree: Mutex<Tree>,
+    waiters: Mutex<HashMap<u64, Waiter>>,
+    /// Answered with each entry and attribute, in milliseconds.
+    pub entry_ttl: AtomicU64,
+    /// See `entry_ttl`.
+    pub attr_ttl: AtomicU64,
+    /// LOOKUPs so far.
+    pub lookups: AtomicU64,
+    /// READs so far.
+    pub reads: AtomicU64,
+    /// Every lock request that came in: who asked, what, and whether it may wait.
+    pub asked: Mutex<Vec<(Lock, bool)>>,
+    /// Unlocks and the `flock_owner` of releases.
+    pub unlocked: Mutex<Vec<Lock>>,
+    /// `flock_owner` of releases.
+    pub released: Mutex<Vec<Option<u64>>>,
+    /// Fallocates so far: offset, length, mode.
+    pub fallocated: Mutex<Vec<(u64, u64, u32)>>,
+    /// READs answer from a local file, as the chunk store does.
+    pub local: OnceLock<Arc<dyn hfcache_base::seam::LocalFile>>,
+    /// READs with this bit set wait until interrupted.
+    pub stuck_reads: AtomicBool,
+    stuck: Mutex<HashMap<u64, Reply<Data>>>,
+    /// The way back.
+    pub notify: OnceLock<Arc<dyn Notify>>,
+    /// `unmounted` was called so often.
+    pub unmounts: AtomicU64,
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap())
+}
+
+fn overlap(a: &Lock, b: &Lock) -> bool {
+    a.kind == b.kind && a.start <= b.end && b.start <= a.end
+}
+
+fn conflict(held: &[Lock], wanted: &Lock) -> Option<Lock> {
+    let clash =
+        |l: &&Lock| overlap(l, wanted) && l.owner != wanted.owner && (l.exclusive || wanted.exclusive);
+    held.iter().find(clash).copied()
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let memory = Self {
+            tree: Mutex::new(Tree { next: 2, cookie: 10, ..Tree::default() }),
+            waiters: Mutex::default(),
+            entry_ttl: AtomicU64::new(0),
+            attr_ttl: AtomicU64::new(0),
+            lookups: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            asked: Mutex::default(),
+            unlocked: Mutex::default(),
+            released: Mutex::default(),
+            fallocated: Mutex::default(),
+            local: OnceLock::new(),
+            stuck_reads: AtomicBool::new(false),
+            stuck: Mutex::default(),
+            notify: OnceLock::new(),
+            unmounts: AtomicU64::new(0),
+        };
+        memory.tree.lock().insert(InodeId::ROOT, FileKind::Directory, 0o755, 0, 0);
+        memory
+    }
+}
+
+impl Tree {
+    fn insert(&mut self, ino: InodeId, kind: FileKind, mode: u32, uid: u32, gid: u32) -> &mut Node {
+        let now = now();
+        let attr = Attr {
+            ino,
+            kind,
+            mode,
+            nlink: 1,
+            uid,
+            gid,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            data_version: 1,
+        };
+        let node = Node { attr, data: Vec::new(), names: BTreeMap::new(), locks: Vec::new() };
+        self.nodes.entry(ino).insert_entry(node).into_mut()
+    }
+
+    fn node(&mut self, ino: InodeId) -> Result<&mut Node> {
+        self.nodes.get_mut(&ino).ok_or(Kind::Stale.into())
+    }
+
+    fn child(&mut self, parent: InodeId, name: &[u8]) -> Result<InodeId> {
+        let node = self.node(parent)?;
+        node.names.get(name).map(|(ino, _)| *ino).ok_or(Kind::NotFound.into())
+    }
+
+    fn add(&mut self, parent: InodeId, name: &[u8], ino: InodeId) -> Result<()> {
+        self.cookie += 1;
+        let cookie = self.cookie;
+        let dir = self.node(parent)?;
+        dir.names.insert(name.to_vec(), (ino, cookie));
+        dir.attr.mtime = now();
+        Ok(())
+    }
+
+    fn make(&mut self, caller: Caller, parent: InodeId, name: &[u8], node: NewNode, mode: u32) -> Result<InodeId> {
+        if self.child(parent, name).is_ok() {
+            return Err(Kind::Exists.into());
+        }
+        let ino = InodeId(self.next);
+        self.next += 1;
+        let kind = match &node {
+            NewNode::File => FileKind::File,
+            NewNode::Directory => FileKind::Directory,
+            NewNode::Symlink(_) => FileKind::Symlink,
+            NewNode::Special(kind, _) => *kind,
+        };
+        let made = self.insert(ino, kind, mode, caller.uid, caller.gid);
+        match node {
+            NewNode::Symlink(target) => {
+                made.attr.size = target.len() as u64;
+                made.data = target;
+            }
+            NewNode::Special(_, rdev) => made.attr.rdev = rdev,
+            NewNode::File | NewNode::Directory => {}
+        }
+        self.add(parent, name, ino)?;
+        Ok(ino)
+    }
+
+    fn remove(&mut self, parent: InodeId, name: &[u8]) -> Result<()> {
+        let ino = self.child(parent, name)?;
+        self.node(parent)?.names.remove(name);
+        // Open files stay readable: inodes of a test are never freed.
+        self.node(ino)?.attr.nlink -= 1;
+        Ok(())
+    }
+
+    fn resize(&mut self, ino: InodeId, size: u64) -> Result<()> {
+        let node = self.node(ino)?;
+        node.data.resize(usize::try_from(size).unwrap(), 0);
+        node.attr.size = size;
+        node.attr.allocated = size;
+        node.attr.mtime = now();
+        node.attr.data_version += 1;
+        Ok(())
+    }
+}
+
+impl Memory {
+    fn entry(&self, tree: &mut Tree, ino: InodeId) -> Result<Entry> {
+        let attr = tree.node(ino)?.attr.clone();
+        let ttl = |of: &AtomicU64| Duration::from_millis(of.load(Ordering::Relaxed));
+        Ok(Entry { attr, attr_ttl: ttl(&self.attr_ttl), entry_ttl: ttl(&self.entry_ttl) })
+    }
+
+    fn with<T>(&self, reply: Reply<T>, call: impl FnOnce(&mut Tree) -> Result<T>) {
+        let result = call(&mut self.tree.lock());
+        reply.send(result.map_err(|e| e.errno()));
+    }
+
+    fn unlock_all(&self, ino: InodeId, lock: &Lock) {
+        let mut tree = self.tree.lock();
+        let node = tree.node(ino).unwrap();
+        node.locks.retain(|l| !(l.kind == lock.kind && l.owner == lock.owner && overlap(l, lock)));
+        drop(tree);
+        // Whoever can go on now does.
+        let waiting: Vec<u64> = self.waiters.lock().keys().copied().collect();
+        for unique in waiting {
+            let Some(waiter) = self.waiters.lock().remove(&unique) else { continue };
+            self.lock_or_wait(unique, waiter.ino, waiter.lock, true, waiter.reply);
+        }
+    }
+
+    fn lock_or_wait(&self, unique: u64, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {
+        let mut tree = self.tree.lock();
+        let held = &mut tree.node(ino).unwrap().locks;
+        if conflict(held, &lock).is_none() {
+            held.retain(|l| !(l.kind == lock.kind && l.owner == lock.owner && overlap(l, &lock)));
+            held.push(lock);
+            reply.ok(());
+        } else if wait {
+            self.waiters.lock().insert(unique, Waiter { ino, lock, reply });
+        } else {
+            reply.fail(Kind::WouldBlock);
+        }
+    }
+
+    /// Lock requests that wait now.
+    pub fn waiting(&self) -> usize {
+        self.waiters.lock().len()
+    }
+
+    /// READs that are held back now.
+    pub fn stuck(&self) -> usize {
+        self.stuck.lock().len()
+    }
+
+    /// Puts another file at a name, behind the kernel's back.
+    pub fn replace(&self, name: &str, content: &[u8]) {
+        let mut tree = self.tree.lock();
+        let _ = tree.remove(InodeId::ROOT, name.as_bytes());
+        let caller = Caller { unique: 0, uid: 0, gid: 0, pid: 0 };
+        let ino = tree.make(caller, InodeId::ROOT, name.as_bytes(), NewNode::File, 0o644).unwrap();
+        let node = tree.node(ino).unwrap();
+        node.data = content.to_vec();
+        node.attr.size = content.len() as u64;
+    }
+
+    /// Changes bytes of a file, behind the kernel's back.
+    pub fn overwrite(&self, name: &str, content: &[u8]) -> InodeId {
+        let mut tree = self.tree.lock();
+        let ino = tree.child(InodeId::ROOT, name.as_bytes()).unwrap();
+        let node = tree.node(ino).unwrap();
+        node.data = content.to_vec();
+        node.attr.size = content.len() as u64;
+        ino
+    }
+}
+
+impl FileSystem for Memory {
+    fn mounted(&self, notify: Arc<dyn Notify>) {
+        let _ = self.notify.set(notify);
+    }
+
+    fn interrupt(&self, unique: u64) {
+        if let Some(waiter) = self.waiters.lock().remove(&unique) {
+            waiter.reply.fail(Kind::Interrupted);
+        }
+        if let Some(reply) = self.stuck.lock().remove(&unique) {
+            reply.fail(Kind::Interrupted);
+        }
+    }
+
+    fn lookup(&self, _: Caller, parent: InodeId, name: &[u8], reply: Reply<Entry>) {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        assert_ne!(name, b"panic", "a test asks for a panic");
+        self.with(reply, |tree| {
+            let ino = tree.child(parent, name)?;
+            self.entry(tree, ino)
+        });
+    }
+
+    fn forget(&self, _: InodeId) {}
+
+    fn getattr(&self, _: Caller, ino: InodeId, _: Option<u64>, reply: Reply<Entry>) {
+        self.with(reply, |tree| self.entry(tree, ino));
+    }
+
+    fn setattr(&self, _: Caller, ino: InodeId, _: Option<u64>, set: SetAttr, reply: Reply<Entry>) {
+        self.with(reply, |tree| {
+            if let Some(size) = set.size {
+                tree.resize(ino, size)?;
+            }
+            let time = |set: SetTime| match set {
+                SetTime::Now => now(),
+                SetTime::To(time) => time,
+            };
+            let attr = &mut tree.node(ino)?.attr;
+            attr.mode = set.mode.unwrap_or(attr.mode);
+            attr.uid = set.uid.unwrap_or(attr.uid);
+            attr.gid = set.gid.unwrap_or(attr.gid);
+            attr.atime = set.atime.map_or(attr.atime, time);
+            attr.mtime = set.mtime.map_or(attr.mtime, time);
+            attr.ctime = now();
+            self.entry(tree, ino)
+        });
+    }
+
+    fn readlink(&self, _: Caller, ino: InodeId, reply: Reply<Vec<u8>>) {
+        self.with(reply, |tree| Ok(tree.node(ino)?.data.clone()));
+    }
+
+    fn make(&self, caller: Caller, parent: InodeId, name: &[u8], node: NewNode, mode: u32, reply: Reply<Entry>) {
+        self.with(reply, |tree| {
+            let ino = tree.make(caller, parent, name, node, mode)?;
+            self.entry(tree, ino)
+        });
+    }
+
+    fn link(&self, _: Caller, ino: InodeId, parent: InodeId, name: &[u8], reply: Reply<Entry>) {
+        self.with(reply, |tree| {
+            tree.add(parent, name, ino)?;
+            tree.node(ino)?.attr.nlink += 1;
+            self.entry(tree, ino)
+        });
+    }
+
+    fn unlink(&self, _: Caller, parent: InodeId, name: &[u8], reply: Reply<()>) {
+        self.with(reply, |tree| tree.remove(parent, name));
+    }
+
+    fn rmdir(&self, _: Caller, parent: InodeId, name: &[u8], reply: Reply<()>) {
+        self.with(reply, |tree| {
+            let ino = tree.child(parent, name)?;
+            if !tree.node(ino)?.names.is_empty() {
+                return Err(Kind::NotEmpty.into());
+            }
+            tree.remove(parent, name)
+        });
+    }
+
+    fn rename(
+        &self,
+        _: Caller,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        mode: RenameMode,
+        reply: Reply<()>,
+    ) {
+        self.with(reply, |tree| {
+            let ino = tree.child(parent, name)?;
+            let target = tree.child(new_parent, new_name).ok();
+            match (mode, target) {
+                (RenameMode::NoReplace, Some(_)) => return Err(Kind::Exists.into()),
+                (RenameMode::Exchange, None) => return Err(Kind::NotFound.into()),
+                (RenameMode::Exchange, Some(other)) => {
+                    tree.add(parent, name, other)?;
+                    return tree.add(new_parent, new_name, ino);
+                }
+                (RenameMode::Replace, Some(_)) => tree.remove(new_parent, new_name)?,
+                (_, None) => {}
+            }
+            tree.node(parent)?.names.remove(name);
+            tree.add(new_parent, new_name, ino)
+        });
+    }
+
+    fn create(
+        &self,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        _: u32,
+        reply: Reply<(Entry, Opened)>,
+    ) {
+        self.with(reply, |tree| {
+            let ino = tree.make(caller, parent, name, NewNode::File, mode)?;
+            let opened = Opened { handle: ino.0, keep_cache: false, direct_io: false };
+            Ok((self.entry(tree, ino)?, opened))
+        });
+    }
+
+    fn open(&self, _: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
+        self.with(reply, |tree| {
+            if flags & libc::O_TRUNC as u32 != 0 {
+                tree.resize(ino, 0)?;
+            }
+            Ok(Opened { handle: ino.0, keep_cache: true, direct_io: false })
+        });
+    }
+
+    fn read(&self, caller: Caller, ino: InodeId, _: u64, offset: u64, size: u32, reply: Reply<Data>) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        if self.stuck_reads.load(Ordering::Relaxed) {
+            self.stuck.lock().insert(caller.unique, reply);
+            return;
+        }
+        self.with(reply, |tree| {
+            let node = tree.node(ino)?;
+            let len = node.data.len();
+            let start = usize::try_from(offset).unwrap().min(len);
+            let end = (start + size as usize).min(len);
+            if let Some(file) = self.local.get() {
+                return Ok(Data::Local { file: Arc::clone(file), offset, len: end - start });
+            }
+            // In two parts, so that both ways to answer are used.
+            let middle = start + (end - start) / 2;
+            let part = |range: std::ops::Range<usize>| Bytes::copy_from_slice(&node.data[range]);
+            Ok(Data::Bytes(vec![part(start..middle), part(middle..end)]))
+        });
+    }
+
+    fn write(&self, _: Caller, ino: InodeId, _: u64, offset: u64, data: &[u8], _: bool, reply: Reply<u32>) {
+        self.with(reply, |tree| {
+            let end = offset as usize + data.len();
+            let node = tree.node(ino)?;
+            if let Some(file) = self.local.get() {
+                file.write_at(data, offset)?;
+            }
+            if node.data.len() < end {
+                node.data.resize(end, 0);
+            }
+            node.data[offset as usize..end].copy_from_slice(data);
+            node.attr.size = node.data.len() as u64;
+            node.attr.allocated = node.attr.size;
+            node.attr.mtime = now();
+            Ok(u32::try_from(data.len()).unwrap())
+        });
+    }
+
+    fn flush(&self, _: Caller, ino: InodeId, _: u64, lock_owner: u64, reply: Reply<()>) {
+        let kind = LockKind::Posix;
+        let all = Lock { kind, owner: lock_owner, exclusive: false, start: 0, end: u64::MAX, pid: 0 };
+        if self.lock_held(ino, kind, lock_owner) {
+            self.unlock_all(ino, &all);
+        }
+        reply.ok(());
+    }
+
+    fn fsync(&self, _: Caller, _: InodeId, _: u64, reply: Reply<()>) {
+        reply.ok(());
+    }
+
+    fn release(&self, _: Caller, ino: InodeId, _: u64, flock_owner: Option<u64>, reply: Reply<()>) {
+        self.released.lock().push(flock_owner);
+        if let Some(owner) = flock_owner {
+            let all =
+                Lock { kind: LockKind::Flock, owner, exclusive: false, start: 0, end: u64::MAX, pid: 0 };
+            self.unlock_all(ino, &all);
+        }
+        reply.ok(());
+    }
+
+    fn fallocate(&self, _: Caller, ino: InodeId, _: u64, offset: u64, len: u64, mode: u32, reply: Reply<()>) {
+        self.fallocated.lock().push((offset, len, mode));
+        self.with(reply, |tree| {
+            let size = tree.node(ino)?.attr.size;
+            if mode == 0 && offset + len > size { tree.resize(ino, offset + len) } else { Ok(()) }
+        });
+    }
+
+    fn opendir(&self, _: Caller, ino: InodeId, reply: Reply<Opened>) {
+        reply.ok(Opened { handle: ino.0, keep_cache: false, direct_io: false });
+    }
+
+    fn readdir(
+        &self,
+        _: Caller,
+        ino: InodeId,
+        _: u64,
+        cookie: u64,
+        _: u32,
+        plus: bool,
+        reply: Reply<Vec<Row>>,
+    ) {
+        self.with(reply, |tree| {
+            let mut rows = Vec::new();
+            for (at, name) in [(1, "."), (2, "..")] {
+                if cookie < at {
+                    let name = name.as_bytes().to_vec();
+                    rows.push(Row { name, ino, kind: FileKind::Directory, cookie: at, entry: None });
+                }
+            }
+            let names = tree.node(ino)?.names.iter();
+            let mut found: Vec<_> = names.map(|(name, (ino, at))| (*at, name.clone(), *ino)).collect();
+            found.retain(|(at, ..)| *at > cookie);
+            found.sort();
+            for (cookie, name, ino) in found.into_iter().take(1_000) {
+                let entry = self.entry(tree, ino)?;
+                rows.push(Row { name, ino, kind: entry.attr.kind, cookie, entry: plus.then_some(entry) });
+            }
+            Ok(rows)
+        });
+    }
+
+    fn releasedir(&self, _: Caller, _: InodeId, _: u64, reply: Reply<()>) {
+        reply.ok(());
+    }
+
+    fn statfs(&self, _: Caller, reply: Reply<StatFs>) {
+        reply.ok(StatFs { total: 1 << 40, available: 1 << 39, inodes: 5 });
+    }
+
+    fn lock(&self, caller: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {
+        self.asked.lock().push((lock, wait));
+        self.lock_or_wait(caller.unique, ino, lock, wait, reply);
+    }
+
+    fn unlock(&self, _: Caller, ino: InodeId, lock: Lock, reply: Reply<()>) {
+        self.unlocked.lock().push(lock);
+        self.unlock_all(ino, &lock);
+        reply.ok(());
+    }
+
+    fn lock_test(&self, _: Caller, ino: InodeId, lock: Lock, reply: Reply<Option<Lock>>) {
+        self.with(reply, |tree| Ok(conflict(&tree.node(ino)?.locks, &lock)));
+    }
+
+    fn lock_held(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool {
+        let mut tree = self.tree.lock();
+        tree.node(ino).unwrap().locks.iter().any(|l| l.kind == kind && l.owner == owner)
+    }
+
+    fn unmounted(&self) {
+        self.waiters.lock().clear();
+        self.stuck.lock().clear();
+        self.unmounts.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// An empty directory in `/tmp`, gone when dropped.
+pub struct TempDir(pub PathBuf);
+
+impl TempDir {
+    /// A new one.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("hfcache-kernel-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path.canonicalize().unwrap())
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // Whatever a failed test left mounted here.
+        while mounts().iter().any(|point| point == &self.0) {
+            let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+        }
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Every mount point there is now.
+pub fn mounts() -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
+}
+
+/// A mounted [`Memory`]. Unmounted before its directory goes.
+pub struct World {
+    /// The file system.
+    pub fs: Arc<Memory>,
+    /// The mount.
+    pub mount: Mount,
+    /// Where.
+    pub dir: TempDir,
+}
+
+impl World {
+    /// Mounts.
+    pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// Mounts with other options.
+    pub fn with(change: impl FnOnce(&mut MountOptions)) -> Self {
+        let dir = TempDir::new();
+        let fs = Arc::new(Memory::default());
+        let mut options = MountOptions::new(&dir.0);
+        change(&mut options);
+        let mount = Mount::start(options, Arc::clone(&fs) as Arc<dyn FileSystem>).unwrap();
+        Self { fs, mount, dir }
+    }
+
+    /// A path in the mount.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.0.join(name)
+    }
+}
+
+/// Waits until something is so, and gives up after a minute.
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    for _ in 0..60_000 {
+        if so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("never: {what}");
+}
+
+/// Whether nothing is mounted here.
+pub fn unmounted(path: &Path) -> bool {
+    !mounts().iter().any(|point| point == path)
+}

@@ -1,0 +1,170 @@
+//! What is typed and what is printed: one file a noun. Facts go to stdout, words and logs to stderr.
+//! Exit status: 0 done, 1 failed, 2 wrong use (and for `status`: 1 degraded, 2 unreachable).
+
+mod config;
+mod demo;
+mod doctor;
+mod env;
+mod node;
+mod status;
+mod token;
+
+use crate::admin::Request;
+use crate::admin::client::{self, Trouble};
+use crate::data::DataDir;
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Longest silence of the node before a command gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One Hugging Face cache for all nodes of an isolated cluster.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hfcache",
+    version,
+    about = "One Hugging Face cache for all nodes of an isolated cluster",
+    long_about = "One Hugging Face cache for all nodes of an isolated cluster: the same tree is mounted on every node, \
+                  its bytes are erasure-coded over their disks, and a node may die.",
+    arg_required_else_help = true,
+    after_help = "EXAMPLES:\n  \
+        hfcache demo                                            see a three-node cluster work, on this machine\n  \
+        hfcache node init --data /var/lib/hfcache --mount /hf   make a cluster of one; prints the join line\n  \
+        hfcache node join TOKEN --data DIR --mount /hf          on each further node\n  \
+        eval \"$(hfcache env)\"                                   use it from Python, unchanged"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make, join, run and take out a node
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Make, list and revoke join tokens
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Say how the cluster is
+    Status(status::Status),
+    /// Show a three-node cluster at work on this machine
+    Demo(demo::Demo),
+    /// Print the environment for Hugging Face clients
+    Env(env::Env),
+    /// Find what will not work on this machine, and how to mend it
+    Doctor(doctor::Doctor),
+    /// Show the configuration and explain it
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+/// Which node a command means.
+#[derive(Clone, Debug, Args)]
+struct Which {
+    /// Data directory of the node; may be left out where one node runs on this machine
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+impl Which {
+    fn resolve(&self) -> Result<DataDir> {
+        crate::registry::resolve(self.data.as_deref())
+    }
+
+    fn ask(&self, request: Request) -> Result<Value> {
+        Ok(self.ask_watching(request, |_| ())?)
+    }
+
+    fn ask_watching(&self, request: Request, progress: impl FnMut(Value)) -> Result<Value, Trouble> {
+        let data = self.resolve().map_err(|e| Trouble::Unreachable(format!("{e:#}")))?;
+        client::ask(&data, request, PATIENCE, progress)
+    }
+}
+
+impl Cli {
+    /// Does what was asked and says how it went.
+    pub fn run(self) -> ExitCode {
+        let result = match self.command {
+            Command::Node(c) => c.run(),
+            Command::Token(c) => c.run(),
+            Command::Status(c) => c.run(),
+            Command::Demo(c) => c.run(),
+            Command::Env(c) => c.run(),
+            Command::Doctor(c) => c.run(),
+            Command::Config(c) => c.run(),
+        };
+        match result {
+            Ok(code) => ExitCode::from(code),
+            // The reader of a pipe went away: nothing to tell anybody.
+            Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("hfcache: {e:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn is_broken_pipe(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Prints a line on stdout; unlike `println!` it does not panic when nobody reads.
+fn say(text: impl std::fmt::Display) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+fn say_json(value: &impl Serialize) -> Result<()> {
+    say(serde_json::to_string_pretty(value)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn each(command: &clap::Command, path: &str, visit: &mut dyn FnMut(&clap::Command, &str)) {
+        let path = format!("{path} {}", command.get_name());
+        visit(command, &path);
+        for sub in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            each(sub, &path, visit);
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_and_every_argument_a_word_of_help() {
+        each(&Cli::command(), "", &mut |command, path| {
+            assert!(command.get_about().is_some(), "{path}");
+            if !command.has_subcommands() || path == " hfcache" {
+                let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(after.contains("EXAMPLE") && after.contains("hfcache "), "{path}: {after:?}");
+            }
+            for arg in command.get_arguments().filter(|a| !a.is_hide_set()) {
+                assert!(arg.get_help().is_some(), "{path} {}", arg.get_id());
+            }
+        });
+    }
+
+    #[test]
+    fn commands_that_print_facts_have_json() {
+        each(&Cli::command(), "", &mut |command, path| {
+            let runs = ["run", "demo"].contains(&command.get_name());
+            if !command.has_subcommands() && !runs {
+                assert!(command.get_arguments().any(|a| a.get_id() == "json"), "{path}");
+            }
+        });
+    }
+}

@@ -1,0 +1,350 @@
+//! `DATA/hfcache.toml`: written by `node init` and `node join`, read at every start. Every key is typed, an
+//! unknown one is refused with its line, and [`KEYS`] says what each is for.
+
+use crate::data::DataDir;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The port a node listens on unless told otherwise; gossip has the next one.
+pub const DEFAULT_PORT: u16 = 7946;
+/// Where the Hub endpoint will be unless told otherwise.
+pub const DEFAULT_HTTP: &str = "127.0.0.1:8610";
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// For people.
+    pub name: String,
+    /// Failure domain.
+    #[serde(default)]
+    pub domain: String,
+    /// Where the other nodes reach this one.
+    pub listen: SocketAddr,
+    /// Where the Hub endpoint is.
+    #[serde(default = "default_http")]
+    pub http: SocketAddr,
+    /// Whether this node keeps shards.
+    #[serde(default = "yes")]
+    pub storage: bool,
+    /// Directories for shards; empty means DATA/shards.
+    #[serde(default)]
+    pub disks: Vec<PathBuf>,
+    /// The mount.
+    pub mount: Mount,
+    /// Logs.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// `[mount]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Where the tree appears.
+    pub point: PathBuf,
+    /// Whether others than the user who runs hfcache may use it.
+    #[serde(default = "yes")]
+    pub allow_other: bool,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// How much.
+    #[serde(default = "default_level")]
+    pub level: String,
+    /// How it looks.
+    #[serde(default)]
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: default_level(), format: LogFormat::default() }
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What `config show` says of a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its name, with its table.
+    pub name: &'static str,
+    /// What holds when it is left out; empty if it may not be.
+    pub default: &'static str,
+    /// What it is for.
+    pub about: &'static str,
+}
+
+/// Every key there is. A test compares this with [`Config`].
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "name",
+        default: "",
+        about: "what people call this node; the host name unless --name was given",
+    },
+    Key {
+        name: "domain",
+        default: "\"\"",
+        about: "failure domain (rack, room): nodes of one domain may fail together",
+    },
+    Key {
+        name: "listen",
+        default: "",
+        about: "IP:PORT where the other nodes reach this one: QUIC on that UDP port, bulk data on that TCP \
+                port, gossip on UDP PORT+1",
+    },
+    Key {
+        name: "http",
+        default: "127.0.0.1:8610",
+        about: "IP:PORT of the Hub endpoint; kept for later, nothing is served there by this version",
+    },
+    Key { name: "storage", default: "true", about: "whether this node keeps shards; false: mount only" },
+    Key {
+        name: "disks",
+        default: "[] (DATA/shards)",
+        about: "directories for shards, one a disk; absolute, or relative to DATA",
+    },
+    Key { name: "mount.point", default: "", about: "where the tree appears on this node" },
+    Key {
+        name: "mount.allow_other",
+        default: "true",
+        about: "whether users other than the one who runs hfcache may use the mount; as non-root it needs \
+                user_allow_other in /etc/fuse.conf",
+    },
+    Key {
+        name: "log.level",
+        default: "info",
+        about: "error, warn, info, debug, trace, or a filter such as info,hfcache_raft=debug",
+    },
+    Key { name: "log.format", default: "text", about: "text or json, one line an event, on stderr" },
+];
+
+fn yes() -> bool {
+    true
+}
+
+fn default_level() -> String {
+    "info".into()
+}
+
+#[expect(clippy::expect_used, reason = "a constant that a test parses")]
+fn default_http() -> SocketAddr {
+    DEFAULT_HTTP.parse().expect("constant address")
+}
+
+impl Config {
+    /// Reads and checks the file of a data directory.
+    ///
+    /// # Errors
+    /// A file that is missing, torn, or says something that cannot be.
+    pub fn load(data: &DataDir) -> Result<Self> {
+        let path = data.config();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!(
+                "{} is missing, so this is no data directory of a node, or it was damaged.\n\
+                 Make a node with `hfcache node init` or `hfcache node join`, or put the file back from a backup \
+                 (`hfcache config show --help` lists what belongs in it).",
+                path.display()
+            ),
+            Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
+        };
+        Self::parse(&text).with_context(|| {
+            format!("{}: mend the line and start again; `hfcache config show` explains every key", path.display())
+        })
+    }
+
+    /// Parses and checks.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text)?;
+        if config.name.is_empty() || config.name.len() > 63 || config.name.chars().any(char::is_control) {
+            bail!("name must have 1 to 63 printable bytes");
+        }
+        if config.domain.len() > 63 || config.domain.chars().any(char::is_control) {
+            bail!("domain must have at most 63 printable bytes");
+        }
+        check_listen(config.listen)?;
+        if !config.mount.point.is_absolute() {
+            bail!("mount.point must be an absolute path, not {}", config.mount.point.display());
+        }
+        Ok(config)
+    }
+
+    /// Writes the file so that it is there whole or not at all.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub fn save(&self, data: &DataDir) -> Result<()> {
+        let mut text = String::from("# hfcache node; `hfcache config show` explains every key.\n");
+        text.push_str(&toml::to_string(self)?);
+        data.write_atomic(&data.config(), text.as_bytes(), 0o644)
+    }
+
+    /// Where shards go.
+    pub fn shard_dirs(&self, data: &DataDir) -> Vec<PathBuf> {
+        match (self.storage, self.disks.is_empty()) {
+            (false, _) => Vec::new(),
+            (true, true) => vec![data.path().join("shards")],
+            (true, false) => self.disks.iter().map(|d| data.path().join(d)).collect(),
+        }
+    }
+}
+
+/// Refuses an address that the other nodes could never use.
+///
+/// # Errors
+/// Port 0 or 65535, or an unspecified address.
+pub fn check_listen(listen: SocketAddr) -> Result<()> {
+    if listen.port() == 0 || listen.port() == u16::MAX {
+        bail!("listen {listen}: give a port from 1 to 65534; gossip takes the next one");
+    }
+    if listen.ip().is_unspecified() || listen.ip().is_multicast() {
+        bail!("listen {listen}: the other nodes connect to this address, so give one of this node's own");
+    }
+    Ok(())
+}
+
+/// An absolute form of a path, without asking whether it is there.
+///
+/// # Errors
+/// If there is no current directory.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("resolve {}", path.display()))
+}
+
+/// The address to listen on when none is given: the one packets to elsewhere would have as their source,
+/// else the first that is not loopback, else 127.0.0.1.
+pub fn default_listen() -> SocketAddr {
+    let ip = route_source()
+        .or_else(|| std::fs::read_to_string("/proc/net/fib_trie").ok().and_then(|t| first_local(&t)))
+        .unwrap_or(std::net::Ipv4Addr::LOCALHOST);
+    SocketAddr::new(ip.into(), DEFAULT_PORT)
+}
+
+/// No packet is sent: connecting a UDP socket only asks the kernel which source address it would take.
+fn route_source() -> Option<std::net::Ipv4Addr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    match socket.local_addr().ok()?.ip() {
+        std::net::IpAddr::V4(ip) if !ip.is_loopback() && !ip.is_unspecified() => Some(ip),
+        _ => None,
+    }
+}
+
+/// The first address in the kernel's table of its own addresses that is not loopback: an isolated network
+/// often has no default route.
+fn first_local(fib_trie: &str) -> Option<std::net::Ipv4Addr> {
+    let mut last = None;
+    for line in fib_trie.lines() {
+        let line = line.trim();
+        if let Some(ip) = line.strip_prefix("|-- ") {
+            last = ip.parse::<std::net::Ipv4Addr>().ok();
+        } else if line == "/32 host LOCAL"
+            && let Some(ip) = last
+            && !ip.is_loopback()
+        {
+            return Some(ip);
+        }
+    }
+    None
+}
+
+/// The host name, for a node that was given none.
+pub fn host_name() -> String {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    let short: String = name.chars().filter(|c| !c.is_control()).take(63).collect();
+    if short.is_empty() { "node".into() } else { short }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "name = \"a\"\nlisten = \"10.0.0.1:7946\"\n[mount]\npoint = \"/mnt/hf\"\n";
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let config = Config::parse(GOOD).unwrap();
+        assert_eq!(config.http.to_string(), DEFAULT_HTTP);
+        assert!(config.storage && config.mount.allow_other);
+        assert_eq!(config.log, Log::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let text = GOOD.replace("[mount]", "lisetn = 3\n[mount]");
+        let error = format!("{:#}", Config::parse(&text).unwrap_err());
+        assert!(error.contains("lisetn") && error.contains("line 3"), "{error}");
+        let error = format!("{:#}", Config::parse(&format!("{GOOD}fast = true\n")).unwrap_err());
+        assert!(error.contains("fast") && error.contains("line 5"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (from, to) in [
+            ("10.0.0.1:7946", "0.0.0.0:7946"),
+            ("10.0.0.1:7946", "10.0.0.1:0"),
+            ("10.0.0.1:7946", "10.0.0.1:65535"),
+            ("/mnt/hf", "mnt"),
+            ("name = \"a\"", "name = \"\""),
+        ] {
+            assert!(Config::parse(&GOOD.replace(from, to)).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_what_is_loaded() {
+        let dir = crate::data::tests::TempDir::new();
+        let data = DataDir::new(dir.path());
+        let mut config = Config::parse(GOOD).unwrap();
+        config.disks = vec!["/disk1".into()];
+        config.save(&data).unwrap();
+        assert_eq!(Config::load(&data).unwrap(), config);
+    }
+
+    #[test]
+    fn every_key_is_explained() {
+        fn names(prefix: &str, table: &toml::Table, out: &mut Vec<String>) {
+            for (key, value) in table {
+                match value {
+                    toml::Value::Table(t) => names(&format!("{prefix}{key}."), t, out),
+                    _ => out.push(format!("{prefix}{key}")),
+                }
+            }
+        }
+        let table: toml::Table = toml::from_str(&toml::to_string(&Config::parse(GOOD).unwrap()).unwrap()).unwrap();
+        let mut there = Vec::new();
+        names("", &table, &mut there);
+        there.sort();
+        let mut told: Vec<_> = KEYS.iter().map(|k| k.name.to_owned()).collect();
+        told.sort();
+        assert_eq!(there, told);
+    }
+
+    #[test]
+    fn an_address_is_found_without_a_default_route() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 10.77.0.0\n        \
+                    /24 link UNICAST\n     |-- 10.77.0.11\n        /32 host LOCAL\n";
+        assert_eq!(first_local(trie), Some([10, 77, 0, 11].into()));
+        assert_eq!(first_local("nothing"), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! The program: it builds the parts, starts and stops them in order, and talks with people.
+//!
+//! ```text
+//! cli       one file a noun: what is typed and what is printed
+//! config    DATA/hfcache.toml
+//! data      the data directory: format, lock, who lives there
+//! registry  which nodes run on this machine
+//! found     makes a node: a new cluster, or a join
+//! run       builds the parts and owns the order of start and stop
+//! admin     the Unix socket between the two: one JSON line a message
+//! control   what that socket can ask, and who may join
+//! status    what the whole cluster says of itself, and whether that is healthy
+//! leave     the way out
+//! demo      the three-node story, with real processes
+//! doctor    what will not work on this machine, and how to mend it
+//! ```
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod data;
+pub mod demo;
+pub mod doctor;
+pub mod facts;
+pub mod found;
+pub mod leave;
+pub mod log;
+pub mod notify;
+pub mod preflight;
+pub mod registry;
+pub mod run;
+pub mod status;
+pub mod stop;
+pub mod time;
+pub mod world;

@@ -1,0 +1,190 @@
+//! What a leader does for the cluster besides answering: membership, silent sessions, orphans, and more
+//! copies for chunks that were written when the cluster was small.
+
+use crate::consensus::leader::Leader;
+use crate::consensus::membership::{Group, Step, plan};
+use crate::consensus::network::Node;
+use crate::consensus::propose::Proposer;
+use crate::consensus::store::Store;
+use crate::state::StateView;
+use hfcache_base::meta::Op;
+use hfcache_base::seam::{Clock, View};
+use hfcache_base::{ChunkId, Error, Kind, NodeId, NodeState, Result, Scheme};
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a leader looks around.
+const EVERY: Duration = Duration::from_millis(500);
+/// Rounds between looks for orphans.
+const REAP_ROUNDS: u64 = 6;
+/// Entries a node may be behind and still count as caught up.
+const CAUGHT_UP: u64 = 1_000;
+/// Chunks looked at in one round for more copies.
+const RAISE_PAGE: usize = 1_024;
+
+/// See the module.
+pub struct Duties {
+    raft: Node,
+    store: Arc<Store>,
+    clock: Arc<dyn Clock>,
+    leader: Arc<Leader>,
+    proposer: Arc<Proposer>,
+}
+
+/// How far the look for chunks with too few copies has come.
+#[derive(Default)]
+struct Raising {
+    /// The parity everything has that was looked at.
+    parity: u8,
+    after: ChunkId,
+    done: bool,
+}
+
+impl Duties {
+    /// The duties of a node, done while it leads.
+    pub fn new(
+        raft: Node,
+        store: Arc<Store>,
+        clock: Arc<dyn Clock>,
+        leader: Arc<Leader>,
+        proposer: Arc<Proposer>,
+    ) -> Self {
+        Self { raft, store, clock, leader, proposer }
+    }
+
+    /// Does them for ever.
+    pub async fn run(self) {
+        let mut raising = Raising::default();
+        for round in 0u64.. {
+            self.clock.sleep(EVERY).await;
+            if !self.leader.on_duty() {
+                raising = Raising::default();
+                continue;
+            }
+            log_failure("close silent sessions", self.close_sessions().await);
+            log_failure("mark nodes active", self.mark_active().await);
+            log_failure("change membership", self.change_membership().await);
+            if round.is_multiple_of(REAP_ROUNDS) {
+                log_failure("free nameless inodes", self.reap().await);
+            }
+            log_failure("add copies", self.raise_parity(&mut raising).await);
+        }
+    }
+
+    fn view(&self) -> Result<StateView<crate::kv_redb::Reader>> {
+        Ok(StateView::new(self.store.reader()?))
+    }
+
+    async fn close_sessions(&self) -> Result<()> {
+        let silent = self.leader.expired_sessions()?;
+        if silent.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(sessions = ?silent, "close sessions of silent nodes");
+        self.proposer.commit_for_cluster(Op::CloseSessions(silent)).await?;
+        Ok(())
+    }
+
+    async fn mark_active(&self) -> Result<()> {
+        let running: Vec<NodeId> = self.view()?.sessions()?.into_iter().map(|s| s.node).collect();
+        let map = self.store.map();
+        for node in map.nodes.values() {
+            if node.state == NodeState::Joined && running.contains(&node.id) {
+                let op = Op::UpdateNode {
+                    id: node.id,
+                    addr: None,
+                    capacity: None,
+                    state: Some(NodeState::Active),
+                };
+                self.proposer.commit_for_cluster(op).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&self) -> Option<Group> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        if membership.get_joint_config().len() != 1 {
+            // A change is on its way.
+            return None;
+        }
+        let replication = metrics.replication.as_ref()?;
+        let last = metrics.last_log_index.unwrap_or(0);
+        let seen = self.leader.seen();
+        let ready = replication
+            .iter()
+            .filter(|(_, at)| at.as_ref().is_some_and(|at| at.index + CAUGHT_UP >= last))
+            .map(|(id, _)| NodeId(*id))
+            .filter(|id| seen.contains(id))
+            .collect();
+        Some(Group {
+            voters: membership.voter_ids().map(NodeId).collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            ready,
+        })
+    }
+
+    async fn change_membership(&self) -> Result<()> {
+        let Some(group) = self.group() else { return Ok(()) };
+        let Some(step) = plan(&self.store.map(), &group) else { return Ok(()) };
+        tracing::info!(?step, "change membership");
+        let raw = |ids: BTreeSet<NodeId>| ids.into_iter().map(|id| id.0).collect::<BTreeSet<u64>>();
+        let change = match step {
+            Step::AddLearners(ids) => {
+                let nodes: BTreeMap<u64, openraft::EmptyNode> =
+                    ids.into_iter().map(|id| (id.0, openraft::EmptyNode::default())).collect();
+                ChangeMembers::AddNodes(nodes)
+            }
+            Step::SetVoters(ids) => ChangeMembers::ReplaceAllVoters(raw(ids)),
+            Step::Remove(ids) => ChangeMembers::RemoveNodes(raw(ids)),
+        };
+        // A voter that goes stays a learner until the next step removes it.
+        let changed = self.raft.change_membership(change, true).await;
+        changed.map_err(|e| Error::new(Kind::Unavailable, e.to_string()))?;
+        Ok(())
+    }
+
+    async fn reap(&self) -> Result<()> {
+        if self.view()?.has_orphans()? {
+            self.proposer.commit_for_cluster(Op::Reap).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at one page of chunks, if copies may be missing.
+    async fn raise_parity(&self, raising: &mut Raising) -> Result<()> {
+        let parity = Scheme::parity_for(self.store.map().storage_nodes().count());
+        if parity > raising.parity {
+            *raising = Raising { parity, ..Raising::default() };
+        }
+        if raising.done || parity == 0 {
+            return Ok(());
+        }
+        let page = self.view()?.chunks(raising.after, RAISE_PAGE)?;
+        let few = page.iter().filter(|c| c.scheme.data == 1 && c.scheme.parity < raising.parity);
+        let chunks: Vec<ChunkId> = few.map(|c| c.id).collect();
+        if !chunks.is_empty() {
+            tracing::info!(chunks = chunks.len(), parity = raising.parity, "add copies");
+            self.proposer.commit_for_cluster(Op::RaiseParity { chunks, parity: raising.parity }).await?;
+        }
+        match page.last() {
+            Some(last) => raising.after = last.id,
+            None => raising.done = true,
+        }
+        Ok(())
+    }
+}
+
+fn log_failure(doing: &str, outcome: Result<()>) {
+    if let Err(e) = outcome {
+        if e.kind().is_transient() {
+            tracing::debug!(error = %e, "{doing}");
+        } else {
+            tracing::warn!(error = %e, "{doing}");
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! This node's side towards the leader, whoever that is: asking it, renewing leases, reporting what was
+//! applied, and finding out from where on a read is linearizable.
+
+use crate::consensus::calls::{MetaCall, Proposed, Renewed};
+use crate::consensus::leader::Leader;
+use crate::consensus::lease::{Held, session_holds};
+use crate::consensus::network::Node;
+use crate::consensus::store::Store;
+use crate::consensus::types::Batch;
+use hfcache_base::limits::{CALL_DEADLINE, LEASE_RENEW, READ_LEASE};
+use hfcache_base::seam::{Call, Clock, Moment, Net, Rng, ServiceId};
+use hfcache_base::{Error, Kind, NodeId, Result, SessionId, wire};
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Shortest pause before the leader is asked again.
+const BACKOFF_MIN: Duration = Duration::from_millis(2);
+/// Longest pause before the leader is asked again.
+const BACKOFF_MAX: Duration = Duration::from_millis(100);
+/// Reads that may wait for an answer of the leader; more wait outside.
+const READS_WAITING_MAX: usize = 4_096;
+
+/// What became of this node's session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionState {
+    /// The session, once it is open.
+    pub id: Option<SessionId>,
+    /// When the leader was last asked with success.
+    pub asked: Moment,
+    /// It has ended: this run of the node can never act again.
+    pub lost: bool,
+}
+
+type ReadWaiter = oneshot::Sender<Result<()>>;
+
+/// See the module.
+pub struct Follower {
+    me: NodeId,
+    net: Arc<dyn Net>,
+    clock: Arc<dyn Clock>,
+    rng: Arc<dyn Rng>,
+    store: Arc<Store>,
+    raft: Node,
+    leader: Arc<Leader>,
+    held: Mutex<Held>,
+    session: watch::Sender<SessionState>,
+    /// The leader this node follows, as Raft says.
+    current: watch::Sender<Option<NodeId>>,
+    reads: mpsc::Sender<ReadWaiter>,
+}
+
+impl Follower {
+    /// This node's side, and the queue that [`Follower::run_reads`] serves.
+    pub fn new(
+        me: NodeId,
+        net: Arc<dyn Net>,
+        clock: Arc<dyn Clock>,
+        rng: Arc<dyn Rng>,
+        store: Arc<Store>,
+        raft: Node,
+        leader: Arc<Leader>,
+    ) -> (Self, mpsc::Receiver<ReadWaiter>) {
+        let (reads, queue) = mpsc::channel(READS_WAITING_MAX);
+        let (session, _) = watch::channel(SessionState::default());
+        let (current, _) = watch::channel(None);
+        let held = Mutex::new(Held::default());
+        (Self { me, net, clock, rng, store, raft, leader, held, session, current, reads }, queue)
+    }
+
+    /// The leader, as far as this node knows, and a way to see it change.
+    pub fn current_leader(&self) -> watch::Receiver<Option<NodeId>> {
+        self.current.subscribe()
+    }
+
+    /// This node's session.
+    pub fn session(&self) -> watch::Receiver<SessionState> {
+        self.session.subscribe()
+    }
+
+    /// The session this node acts for.
+    ///
+    /// # Errors
+    /// [`Kind::Fenced`] when it has ended or may have; [`Kind::Unavailable`] before there is one.
+    pub fn live_session(&self) -> Result<SessionId> {
+        let state = *self.session.borrow();
+        if state.lost {
+            return Err(Error::new(Kind::Fenced, "this node's session has ended"));
+        }
+        let id = state.id.ok_or_else(|| Error::new(Kind::Unavailable, "this node has no session yet"))?;
+        if !session_holds(state.asked, self.clock.now()) {
+            return Err(Error::new(Kind::Fenced, "this node is cut off from the cluster"));
+        }
+        Ok(id)
+    }
+
+    /// A session was opened for this node by a command that was proposed at `asked`.
+    pub fn session_opened(&self, id: SessionId, asked: Moment) {
+        self.session.send_modify(|s| {
+            s.id = Some(id);
+            s.asked = asked;
+        });
+    }
+
+    /// The session has ended: nothing is served from now on.
+    pub fn session_lost(&self) {
+        let first = self.session.send_if_modified(|s| !std::mem::replace(&mut s.lost, true));
+        if first {
+            self.held.lock().give_up();
+            tracing::error!("this node's session has ended: it refuses all service until it is restarted");
+        }
+    }
+
+    /// Until when a state that is read from now on is linearizable without asking anyone.
+    pub fn leased_until(&self) -> Option<Moment> {
+        self.live_session().ok()?;
+        let now = self.clock.now();
+        self.held.lock().until(self.store.applied_index(), now)
+    }
+
+    /// Follows Raft's idea of the leader until Raft ends.
+    pub async fn follow(self: Arc<Self>) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let leader = metrics.borrow_and_update().current_leader.map(NodeId);
+            self.current.send_if_modified(|known| std::mem::replace(known, leader) != leader);
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, to: NodeId, call: &MetaCall, deadline: Duration) -> Result<T> {
+        let answer = self.net.call(to, Call::new(ServiceId::Meta, wire::encode(call)), deadline).await?;
+        wire::decode(&answer.head)
+    }
+
+    /// One try with one leader; given up as soon as there is another.
+    async fn try_with<T>(&self, to: NodeId, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut current = self.current.subscribe();
+        tokio::select! {
+            done = work => done,
+            _ = current.wait_for(|leader| *leader != Some(to)) => Err(Kind::NotLeader.into()),
+        }
+    }
+
+    /// A pause before the next try, cut short by a new leader.
+    pub async fn pause(&self, tries: u32) {
+        let mut current = self.current.subscribe();
+        current.mark_unchanged();
+        let most = BACKOFF_MIN.saturating_mul(1 << tries.min(8)).min(BACKOFF_MAX);
+        let part = self.rng.next_u64() % (most.as_micros() as u64 / 2 + 1);
+        tokio::select! {
+            () = self.clock.sleep(most / 2 + Duration::from_micros(part)) => {}
+            _ = current.changed() => {}
+        }
+    }
+
+    /// One try to have commands committed.
+    ///
+    /// # Errors
+    /// Transient kinds: whether they will be committed is not known then.
+    pub async fn propose_once(&self, batch: &Batch) -> Result<Proposed> {
+        let leader = self.known_leader()?;
+        if leader == self.me {
+            return self.leader.propose(batch.clone()).await;
+        }
+        let call = MetaCall::Propose(batch.clone());
+        self.try_with(leader, self.ask(leader, &call, CALL_DEADLINE)).await
+    }
+
+    fn known_leader(&self) -> Result<NodeId> {
+        let leader = *self.current.borrow();
+        leader.ok_or_else(|| Error::new(Kind::Unavailable, "no leader"))
+    }
+
+    async fn read_index_once(&self) -> Result<u64> {
+        let leader = self.known_leader()?;
+        if leader == self.me {
+            return self.leader.read_index().await;
+        }
+        self.try_with(leader, self.ask(leader, &MetaCall::ReadIndex, READ_LEASE)).await
+    }
+
+    /// Waits until what is read here is linearizable.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] after the deadline; [`Kind::Fenced`].
+    pub async fn read_point(&self, deadline: Duration) -> Result<()> {
+        if self.leased_until().is_some() {
+            return Ok(());
+        }
+        if self.session.borrow().lost {
+            return Err(Error::new(Kind::Fenced, "this node's session has ended"));
+        }
+        let wait = async {
+            let (done, answer) = oneshot::channel();
+            self.reads.send(done).await.map_err(|_| Error::from(Kind::Canceled))?;
+            answer.await.map_err(|_| Error::from(Kind::Canceled))?
+        };
+        tokio::select! {
+            point = wait => point,
+            () = self.clock.sleep(deadline) => {
+                self.live_session()?;
+                Err(Error::new(Kind::Unavailable, "no quorum answers"))
+            }
+        }
+    }
+
+    /// Serves waiting reads: one question for all that wait, the next one for those that came meanwhile.
+    pub async fn run_reads(self: Arc<Self>, mut queue: mpsc::Receiver<ReadWaiter>) {
+        let mut waiting = Vec::new();
+        let mut tries = 0;
+        loop {
+            if waiting.is_empty() {
+                let Some(first) = queue.recv().await else { return };
+                waiting.push(first);
+            }
+            while let Ok(more) = queue.try_recv() {
+                waiting.push(more);
+            }
+            waiting.retain(|waiter: &ReadWaiter| !waiter.is_closed());
+            if waiting.is_empty() {
+                continue;
+            }
+            match self.read_index_once().await {
+                Ok(index) => {
+                    tries = 0;
+                    let (store, waiting) = (self.store.clone(), std::mem::take(&mut waiting));
+                    if store.applied_index() >= index {
+                        answer(waiting);
+                        continue;
+                    }
+                    tokio::spawn(async move {
+                        store.wait_applied(index).await;
+                        answer(waiting);
+                    });
+                }
+                Err(e) => {
+                    tracing::debug!(error = %e, "ask for read index");
+                    self.pause(tries).await;
+                    tries += 1;
+                }
+            }
+        }
+    }
+
+    /// Renews session and lease for ever.
+    pub async fn run_renewals(self: Arc<Self>) {
+        let mut current = self.current.subscribe();
+        loop {
+            let asked = self.clock.now();
+            let leader = *current.borrow_and_update();
+            if let Some(leader) = leader {
+                match self.try_with(leader, self.renew_once(leader)).await {
+                    Ok(renewed) => self.renewed(asked, renewed),
+                    Err(e) => tracing::debug!(error = %e, %leader, "renew lease"),
+                }
+            }
+            let rest = LEASE_RENEW.saturating_sub(self.clock.now().since(asked));
+            tokio::select! {
+                () = self.clock.sleep(rest.max(Duration::from_millis(5))) => {}
+                changed = current.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn renew_once(&self, leader: NodeId) -> Result<(Option<SessionId>, Renewed)> {
+        let session = self.session.borrow().id;
+        let applied = self.store.applied_index();
+        let renewed = if leader == self.me {
+            self.leader.renew(self.me, session, applied).await?
+        } else {
+            self.ask(leader, &MetaCall::Renew { session, applied }, READ_LEASE).await?
+        };
+        Ok((session, renewed))
+    }
+
+    fn renewed(&self, asked: Moment, (session, renewed): (Option<SessionId>, Renewed)) {
+        if session.is_some() {
+            if !renewed.session {
+                return self.session_lost();
+            }
+            self.session.send_if_modified(|s| {
+                s.asked = asked.max(s.asked);
+                false
+            });
+        }
+        if let Some(index) = renewed.lease
+            && !self.session.borrow().lost
+        {
+            self.held.lock().granted(asked, index);
+        }
+    }
+
+    /// Tells the leader at once what was applied, while it may be waiting for that.
+    pub async fn run_reports(self: Arc<Self>) {
+        let mut applied = self.store.applied();
+        let mut tries = 0;
+        loop {
+            if applied.changed().await.is_err() {
+                return;
+            }
+            loop {
+                let index = *applied.borrow_and_update();
+                let now = self.clock.now();
+                let Some(leader) = *self.current.borrow() else { break };
+                if leader == self.me {
+                    self.leader.report(self.me, index);
+                    break;
+                }
+                if !self.held.lock().any(now) {
+                    break;
+                }
+                let call = MetaCall::Applied(index);
+                match self.try_with(leader, self.ask::<()>(leader, &call, READ_LEASE)).await {
+                    Ok(()) => {
+                        tries = 0;
+                        break;
+                    }
+                    Err(e) => {
+                        tracing::debug!(error = %e, "report applied index");
+                        self.pause(tries).await;
+                        tries += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the lease back, so that nobody waits for this node any more.
+    pub async fn give_back(&self) {
+        self.held.lock().give_up();
+        let Some(leader) = *self.current.borrow() else { return };
+        if leader == self.me {
+            self.leader.give_back(self.me);
+        } else if let Err(e) = self.ask::<()>(leader, &MetaCall::GiveBack, READ_LEASE).await {
+            tracing::debug!(error = %e, "give lease back");
+        }
+    }
+}
+
+fn answer(waiting: Vec<ReadWaiter>) {
+    for waiter in waiting {
+        let _gone = waiter.send(Ok(()));
+    }
+}

@@ -1,0 +1,226 @@
+//! The state as readers see it.
+
+use super::key;
+use super::lock::LockRecord;
+use super::record::{
+    self, Body, ChunkRecord, Counters, ExtentRecord, Inode, SessionRecord, damaged, decode, get,
+};
+use crate::kv::{Read, Table};
+use hfcache_base::meta::{
+    Attr, ChunkRef, Content, DirEntry, Extent, FileKind, Session, Timestamp, Token, Totals,
+};
+use hfcache_base::seam::View;
+use hfcache_base::{ChunkId, ClusterMap, InodeId, Kind, Result, SessionId};
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Included, Unbounded};
+
+/// A [`View`] of a store. `R` is a snapshot of it, or anything else that does not change meanwhile.
+pub struct StateView<R> {
+    store: R,
+}
+
+impl<R: Read> StateView<R> {
+    /// Reads this store.
+    pub fn new(store: R) -> Self {
+        Self { store }
+    }
+
+    /// The cluster map; an empty one of epoch 0 before the first node.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    pub fn map(&self) -> Result<ClusterMap> {
+        record::map(&self.store)
+    }
+
+    /// The locks of an inode as the state has them.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    pub fn locks(&self, ino: InodeId) -> Result<LockRecord> {
+        Ok(get(&self.store, Table::Lock, &key::inode(ino))?.unwrap_or_default())
+    }
+
+    /// Inodes without a name: while there are any, `Reap` is worth proposing.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    pub fn has_orphans(&self) -> Result<bool> {
+        let mut any = false;
+        self.store.scan(Table::Orphan, Unbounded, Unbounded, &mut |_, _| {
+            any = true;
+            false
+        })?;
+        Ok(any)
+    }
+
+    /// The state's own time: the newest that any command brought.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    pub fn time(&self) -> Result<Timestamp> {
+        Ok(self.counters()?.time)
+    }
+
+    fn counters(&self) -> Result<Counters> {
+        Ok(get(&self.store, Table::Single, key::COUNTERS)?.unwrap_or_default())
+    }
+
+    fn inode(&self, ino: InodeId) -> Result<Inode> {
+        match get(&self.store, Table::Inode, &key::inode(ino))? {
+            Some(inode) => Ok(inode),
+            // Before the first command.
+            None if ino == InodeId::ROOT => Ok(super::root()),
+            None => Err(Kind::NotFound.into()),
+        }
+    }
+
+    fn directory(&self, ino: InodeId) -> Result<Inode> {
+        let inode = self.inode(ino)?;
+        if inode.attr.kind == FileKind::Directory { Ok(inode) } else { Err(Kind::NotDirectory.into()) }
+    }
+
+    fn all<T>(
+        &self,
+        table: Table,
+        mut read: impl FnMut(&[u8], &[u8]) -> Result<Option<T>>,
+    ) -> Result<Vec<T>> {
+        let mut found = Vec::new();
+        let mut failed = None;
+        self.store.scan(table, Unbounded, Unbounded, &mut |at, value| {
+            match read(at, value) {
+                Ok(item) => found.extend(item),
+                Err(e) => failed = Some(e),
+            }
+            failed.is_none()
+        })?;
+        failed.map_or(Ok(found), Err)
+    }
+}
+
+impl<R: Read + Send> View for StateView<R> {
+    fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        match get::<_, InodeId>(&self.store, Table::Dentry, &key::dentry(parent, name))? {
+            Some(ino) => Ok(self.inode(ino).map_err(|_| damaged("a name without its inode"))?.attr),
+            // Only now does it matter what the parent is.
+            None => self.directory(parent).and_then(|_| Err(Kind::NotFound.into())),
+        }
+    }
+
+    fn attr(&self, ino: InodeId) -> Result<Attr> {
+        Ok(self.inode(ino)?.attr)
+    }
+
+    fn parent(&self, dir: InodeId) -> Result<InodeId> {
+        match self.inode(dir)?.body {
+            Body::Directory { parent } => Ok(parent),
+            _ => Err(Kind::NotDirectory.into()),
+        }
+    }
+
+    fn readdir(&self, dir: InodeId, after: u64, limit: usize) -> Result<Vec<DirEntry>> {
+        self.directory(dir)?;
+        let mut rows: Vec<(u64, Vec<u8>, Result<InodeId>)> = Vec::new();
+        let from = key::dentries(dir, after.saturating_add(1));
+        let to = key::inode(InodeId(dir.0.saturating_add(1)));
+        self.store.scan(Table::Dentry, Included(&from), Excluded(&to), &mut |at, value| {
+            let Some((hash, name)) = key::dentry_parts(at) else {
+                rows.push((0, Vec::new(), Err(damaged("key of a dentry"))));
+                return false;
+            };
+            // Names of one hash have one cookie, so they never are on two pages.
+            if rows.len() >= limit && rows.last().is_none_or(|(last, ..)| *last != hash) {
+                return false;
+            }
+            rows.push((hash, name.to_vec(), decode(Table::Dentry, value)));
+            true
+        })?;
+        rows.into_iter()
+            .map(|(cookie, name, ino)| {
+                let attr = self.inode(ino?).map_err(|_| damaged("a name without its inode"))?.attr;
+                Ok(DirEntry { name, attr, cookie })
+            })
+            .collect()
+    }
+
+    fn readlink(&self, ino: InodeId) -> Result<Vec<u8>> {
+        match self.inode(ino)?.body {
+            Body::Symlink { target } => Ok(target),
+            _ => Err(Kind::Invalid.into()),
+        }
+    }
+
+    fn content(&self, ino: InodeId) -> Result<(Attr, Content)> {
+        let Inode { attr, body } = self.inode(ino)?;
+        let inline = match body {
+            Body::File { inline } => inline,
+            Body::Directory { .. } => return Err(Kind::IsDirectory.into()),
+            Body::Symlink { .. } | Body::Special => return Err(Kind::Invalid.into()),
+        };
+        let mut found = Vec::new();
+        let (from, to) = (key::extent(ino, 0), key::extent(ino, u64::MAX));
+        self.store.scan(Table::Extent, Included(&from), Included(&to), &mut |_, value| {
+            found.push(decode::<ExtentRecord>(Table::Extent, value));
+            true
+        })?;
+        let mut chunks: BTreeMap<ChunkId, ChunkRef> = BTreeMap::new();
+        let mut extents = Vec::with_capacity(found.len());
+        for extent in found {
+            let ExtentRecord { offset, len, chunk_offset, chunk: id } = extent?;
+            let chunk = match chunks.get(&id) {
+                Some(chunk) => *chunk,
+                None => self.chunk(id)?.ok_or_else(|| damaged("an extent without its chunk"))?,
+            };
+            chunks.insert(id, chunk);
+            extents.push(Extent { offset, len, chunk_offset, chunk });
+        }
+        Ok((attr, Content { inline, extents }))
+    }
+
+    fn chunks(&self, after: ChunkId, limit: usize) -> Result<Vec<ChunkRef>> {
+        let mut found = Vec::new();
+        self.store.scan(Table::Chunk, Excluded(&key::chunk(after)), Unbounded, &mut |at, value| {
+            if found.len() >= limit {
+                return false;
+            }
+            found.push((key::first_number(at), decode::<ChunkRecord>(Table::Chunk, value)));
+            true
+        })?;
+        found
+            .into_iter()
+            .map(|(id, chunk)| {
+                let (id, chunk) = (id.ok_or_else(|| damaged("key of a chunk"))?, chunk?);
+                Ok(ChunkRef { id: ChunkId(id), len: chunk.len, scheme: chunk.scheme })
+            })
+            .collect()
+    }
+
+    fn chunk(&self, id: ChunkId) -> Result<Option<ChunkRef>> {
+        let chunk: Option<ChunkRecord> = get(&self.store, Table::Chunk, &key::chunk(id))?;
+        Ok(chunk.map(|c| ChunkRef { id, len: c.len, scheme: c.scheme }))
+    }
+
+    fn chunk_session(&self, id: ChunkId) -> Result<Option<SessionId>> {
+        let Some((last, batch)) = record::batch_of(&self.store, id)? else { return Ok(None) };
+        let session: Option<SessionRecord> = get(&self.store, Table::Session, &key::session(batch.session))?;
+        // A chunk that was part of a file once is not on its way into one.
+        let pending = batch.is_used(last, id) == Some(false) && session.is_some();
+        Ok(pending.then_some(batch.session))
+    }
+
+    fn totals(&self) -> Result<Totals> {
+        Ok(self.counters()?.totals)
+    }
+
+    fn sessions(&self) -> Result<Vec<Session>> {
+        self.all(Table::Session, |at, value| {
+            let id = key::first_number(at).ok_or_else(|| damaged("key of a session"))?;
+            let s: SessionRecord = decode(Table::Session, value)?;
+            Ok(Some(Session { id: SessionId(id), node: s.node, nonce: s.nonce, opened: s.opened }))
+        })
+    }
+
+    fn tokens(&self) -> Result<Vec<Token>> {
+        self.all(Table::Token, |_, value| decode(Table::Token, value).map(Some))
+    }
+}
