@@ -236,7 +236,8 @@ fn a_node_runs_as_an_ordinary_user() {
     if !sys::is_root() {
         return; // Then all the other tests show it.
     }
-    const USER: u32 = 31_234;
+    // fusermount3 wants a user with a name: "nobody" is on every system.
+    const USER: u32 = 65_534;
     let _open = OpenDevice::new();
     let lab = Arc::new(Lab::new("user"));
     let mut cluster = Cluster::empty(&lab, "", None);
