@@ -1,1 +1,14 @@
-//! Faults against a real cluster in network namespaces.
+//! Faults against a real cluster while clients work on it, a history of all they did, and a checker that
+//! judges it. After Jepsen: a run counts only if its faults happened and its clients got work done.
+//!
+//! - [`history`]: what clients asked and what they were told, also as EDN for Knossos and Elle
+//! - [`check`]: whether a history of registers is linearizable; exact and fast, because every value is
+//!   written once
+//! - [`register`]: registers in the file system, and the clients that use them
+//! - [`nemesis`]: kills, pauses and unplugs nodes, and puts everything right again
+
+pub mod check;
+pub mod history;
+pub mod nemesis;
+pub mod random;
+pub mod register;

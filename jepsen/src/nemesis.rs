@@ -1,0 +1,92 @@
+//! Does harm to one node at a time, and puts it right again.
+
+use crate::random::Random;
+use hfcache_tests::{Cluster, netns};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What can happen to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// SIGKILL; later a start.
+    Kill,
+    /// SIGSTOP; later SIGCONT.
+    Pause,
+    /// Its cable is pulled; later put back.
+    Cut,
+}
+
+impl Fault {
+    /// All that are possible here: cables need network namespaces.
+    pub fn possible() -> Vec<Self> {
+        let mut all = vec![Self::Kill, Self::Pause];
+        if netns::missing().is_none() {
+            all.push(Self::Cut);
+        }
+        all
+    }
+
+    fn strike(self, cluster: &mut Cluster, node: usize) {
+        match self {
+            Self::Kill => cluster.node_mut(node).kill(),
+            Self::Pause => cluster.node(node).pause(),
+            Self::Cut => cluster.cut(node),
+        }
+    }
+
+    fn undo(self, cluster: &mut Cluster, node: usize) {
+        match self {
+            Self::Kill => cluster.node_mut(node).start(),
+            Self::Pause => cluster.node(node).resume(),
+            Self::Cut => cluster.heal(node),
+        }
+    }
+}
+
+/// Strikes for at least `span`, each possible fault at least once against a leader and once against another
+/// node, and returns how often each struck. At the end nothing is broken any more. `restarts` of a node is odd
+/// while it is dead.
+pub fn rampage(
+    cluster: &mut Cluster,
+    restarts: &[AtomicU64],
+    span: Duration,
+    random: &mut Random,
+) -> BTreeMap<(Fault, bool), usize> {
+    let mut done: BTreeMap<(Fault, bool), usize> = BTreeMap::new();
+    let mut plan: Vec<(Fault, bool)> =
+        Fault::possible().into_iter().flat_map(|f| [(f, true), (f, false)]).collect();
+    let start = Instant::now();
+    while start.elapsed() < span || !plan.is_empty() {
+        let next = if plan.is_empty() {
+            (*random.pick(&Fault::possible()), random.below(2) == 0)
+        } else {
+            plan.swap_remove(random.below(plan.len()))
+        };
+        let leader = cluster.leader();
+        let others: Vec<usize> = (0..cluster.len()).filter(|n| *n != leader).collect();
+        let victim = if next.1 { leader } else { *random.pick(&others) };
+        // Between a blink and longer than an election.
+        let outage = Duration::from_millis(300 + random.below(3_200) as u64);
+        println!(
+            "  {:5.1} s: {:?} node {victim}{} for {outage:?}",
+            start.elapsed().as_secs_f64(),
+            next.0,
+            if next.1 { ", the leader," } else { "" }
+        );
+        let count_restart = || {
+            if next.0 == Fault::Kill {
+                restarts[victim].fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        count_restart();
+        next.0.strike(cluster, victim);
+        thread::sleep(outage);
+        next.0.undo(cluster, victim);
+        count_restart();
+        *done.entry(next).or_default() += 1;
+        thread::sleep(Duration::from_millis(random.below(2_000) as u64));
+    }
+    done
+}

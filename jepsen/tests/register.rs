@@ -1,0 +1,101 @@
+//! Registers on three nodes stay linearizable while nodes are killed, frozen and unplugged.
+
+use hfcache_jepsen::history::{Ask, Operation, Outcome, write_edn};
+use hfcache_jepsen::random::Random;
+use hfcache_jepsen::register::Run;
+use hfcache_jepsen::{check, nemesis, register};
+use hfcache_tests::{Cluster, binary, measure, netns};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const NODES: usize = 3;
+const CLIENTS_PER_NODE: usize = 2;
+
+/// `HFCACHE_JEPSEN_SECONDS`, or as long as every fault takes once.
+fn span() -> Duration {
+    let seconds = std::env::var("HFCACHE_JEPSEN_SECONDS").ok().and_then(|s| s.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
+}
+
+fn keep(operations: &[Operation]) -> PathBuf {
+    let dir = binary::target_dirs().0.join("hfcache-tests");
+    std::fs::create_dir_all(&dir).expect("make a directory for histories");
+    let path = dir.join("register.edn");
+    write_edn(operations, &path).expect("write the history");
+    path
+}
+
+#[test]
+fn registers_stay_linearizable_under_faults() {
+    let mut random = Random::from_environment();
+    let mut cluster = match netns::missing() {
+        None => Cluster::start_in_namespaces("jepsen", NODES),
+        Some(why) => {
+            eprintln!("SKIPPED pulling cables: {why}");
+            Cluster::start("jepsen", NODES)
+        }
+    };
+    let run = Run::default();
+    let restarts: Vec<AtomicU64> = (0..NODES).map(|_| AtomicU64::new(0)).collect();
+    std::fs::create_dir(cluster.path(0, "registers")).expect("make the registers' directory");
+    let dirs: Vec<PathBuf> = (0..NODES).map(|n| cluster.path(n, "registers")).collect();
+    for key in 0..register::KEYS {
+        let value = run.values.fetch_add(1, Ordering::Relaxed);
+        let outcome = run.history.record(0, key, Ask::Write(value), || register::write(&dirs[0], key, value));
+        assert_eq!(outcome, Outcome::Ok(value), "make register {key}");
+    }
+    let struck = thread::scope(|scope| {
+        for client in 0..NODES * CLIENTS_PER_NODE {
+            let (run, dir, restarts) = (&run, &dirs[client % NODES], &restarts[client % NODES]);
+            let random = Random::new(random.below(1 << 30) as u64);
+            scope.spawn(move || register::client(client, dir, run, restarts, random));
+        }
+        // Also when the nemesis panics, the clients must end.
+        let struck = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            nemesis::rampage(&mut cluster, &restarts, span().min(Duration::from_secs(300)), &mut random)
+        }));
+        run.stop.store(true, Ordering::Relaxed);
+        struck
+    });
+    let struck = struck.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    cluster.wait_healthy();
+    // All is well again: every node must tell the same.
+    for key in 0..register::KEYS {
+        let seen: Vec<Outcome> = (0..NODES)
+            .map(|n| {
+                run.history.record(n, key, Ask::Read, || {
+                    register::read(&dirs[n], key).map_or(Outcome::Fail, Outcome::Ok)
+                })
+            })
+            .collect();
+        assert!(
+            matches!(seen[0], Outcome::Ok(_)) && seen.iter().all(|s| *s == seen[0]),
+            "register {key}: {seen:?}"
+        );
+    }
+    let operations = run.history.operations();
+    let kept = keep(&operations);
+    let count = |wanted: fn(&Operation) -> bool| operations.iter().filter(|o| wanted(o)).count();
+    let reads = count(|o| o.ask == Ask::Read && matches!(o.outcome, Outcome::Ok(_)));
+    let writes = count(|o| o.ask != Ask::Read && matches!(o.outcome, Outcome::Ok(_)));
+    let unknown = count(|o| o.outcome == Outcome::Info);
+    println!(
+        "  {reads} reads and {writes} writes done, {unknown} writes unknown, of {}; {struck:?}; {}",
+        operations.len(),
+        kept.display()
+    );
+    measure::record("jepsen", "operations of the register history", operations.len() as f64, "");
+
+    if let Some(why) = check::linearizable(&operations) {
+        panic!("not linearizable: {why}; the history is in {}", kept.display());
+    }
+    // A run in which nothing happened proves nothing.
+    assert!(reads > 500 && writes > 200, "too little was done: {reads} reads, {writes} writes");
+    assert!(
+        nemesis::Fault::possible()
+            .into_iter()
+            .all(|f| struck.contains_key(&(f, true)) && struck.contains_key(&(f, false)))
+    );
+}

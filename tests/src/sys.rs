@@ -1,0 +1,272 @@
+//! The few system calls that std has no word for, wrapped so that no test needs `unsafe`.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn path_arg(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
+    // SAFETY: takes nothing, touches nothing.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// The user this process runs as.
+pub fn uid() -> u32 {
+    // SAFETY: takes nothing, touches nothing.
+    unsafe { libc::geteuid() }
+}
+
+/// Sends a signal to one process.
+///
+/// # Errors
+/// ESRCH when it is gone.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    assert!(pid > 1, "refuse to signal a group or init");
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::kill(pid, signal) })
+}
+
+/// Detaches a mount whose server may be dead.
+///
+/// # Errors
+/// EPERM for anyone but root; EINVAL when it is no mount point.
+pub fn umount_lazy(path: &Path) -> io::Result<()> {
+    let path = path_arg(path)?;
+    // SAFETY: the string lives over the call.
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) })
+}
+
+/// Mounts a tmpfs of at most `size` bytes: the cheapest disk that can be full.
+///
+/// # Errors
+/// EPERM for anyone but root.
+pub fn mount_tmpfs(at: &Path, size: u64) -> io::Result<()> {
+    let at = path_arg(at)?;
+    let options = CString::new(format!("size={size},mode=0755")).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: all strings live over the call.
+    check(unsafe {
+        libc::mount(c"hfcache-test-disk".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast())
+    })
+}
+
+/// A lock range of `fcntl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeLock {
+    /// F_RDLCK
+    Read,
+    /// F_WRLCK
+    Write,
+    /// F_UNLCK
+    Free,
+}
+
+fn flock_arg(kind: RangeLock, start: i64, len: i64) -> libc::flock {
+    // SAFETY: all-zero is a valid `struct flock`.
+    let mut arg: libc::flock = unsafe { std::mem::zeroed() };
+    arg.l_type = match kind {
+        RangeLock::Read => libc::F_RDLCK,
+        RangeLock::Write => libc::F_WRLCK,
+        RangeLock::Free => libc::F_UNLCK,
+    } as libc::c_short;
+    arg.l_whence = libc::SEEK_SET as libc::c_short;
+    arg.l_start = start;
+    arg.l_len = len;
+    arg
+}
+
+/// Takes or frees a POSIX record lock.
+///
+/// # Errors
+/// EAGAIN or EACCES on a conflict without `wait`.
+pub fn range_lock(file: &File, kind: RangeLock, start: i64, len: i64, wait: bool) -> io::Result<()> {
+    let arg = flock_arg(kind, start, len);
+    let command = if wait { libc::F_SETLKW } else { libc::F_SETLK };
+    // SAFETY: `arg` lives over the call, which only reads it.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), command, &arg) })
+}
+
+/// Whether somebody else's record lock is in the way (F_GETLK).
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn range_lock_test(file: &File, kind: RangeLock, start: i64, len: i64) -> io::Result<bool> {
+    let mut arg = flock_arg(kind, start, len);
+    // SAFETY: `arg` lives over the call, which may write it.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &mut arg) })?;
+    Ok(libc::c_int::from(arg.l_type) != libc::F_UNLCK)
+}
+
+/// What `statfs` says of a file system.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// All of it, in bytes.
+    pub total: u64,
+    /// What this user may still write, in bytes.
+    pub available: u64,
+    /// Longest name.
+    pub name_max: u64,
+}
+
+/// Asks for the space of the file system a path is on.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn space(path: &Path) -> io::Result<Space> {
+    let path = path_arg(path)?;
+    // SAFETY: all-zero is a valid `struct statvfs`.
+    let mut answer: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: string and struct live over the call.
+    check(unsafe { libc::statvfs(path.as_ptr(), &mut answer) })?;
+    Ok(Space {
+        total: answer.f_blocks * answer.f_frsize,
+        available: answer.f_bavail * answer.f_frsize,
+        name_max: answer.f_namemax,
+    })
+}
+
+/// Renames with flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`).
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn rename_with(from: &Path, to: &Path, flags: u32) -> io::Result<()> {
+    let (from, to) = (path_arg(from)?, path_arg(to)?);
+    // SAFETY: both strings live over the call.
+    check(unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) })
+}
+
+/// Sets access and modification time, each as seconds and nanoseconds; `None` is "now".
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn set_times(
+    path: &Path,
+    access: Option<(i64, i64)>,
+    modification: Option<(i64, i64)>,
+) -> io::Result<()> {
+    let path = path_arg(path)?;
+    let spec = |time: Option<(i64, i64)>| match time {
+        Some((tv_sec, tv_nsec)) => libc::timespec { tv_sec, tv_nsec },
+        None => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
+    };
+    let times = [spec(access), spec(modification)];
+    // SAFETY: string and array live over the call.
+    check(unsafe {
+        libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+    })
+}
+
+/// CPU clock ticks of a second, the unit of `/proc/PID/stat`.
+pub fn ticks_per_second() -> f64 {
+    // SAFETY: takes a constant, touches nothing.
+    (unsafe { libc::sysconf(libc::_SC_CLK_TCK) }) as f64
+}
+
+/// How a file is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// Private, to be read.
+    Read,
+    /// Private, to be changed: the file stays as it is.
+    PrivateWrite,
+    /// Shared, to be changed.
+    SharedWrite,
+}
+
+/// A mapped file.
+#[derive(Debug)]
+pub struct Map {
+    at: *mut libc::c_void,
+    len: usize,
+    kind: MapKind,
+}
+
+// SAFETY: the mapping belongs to this value alone.
+unsafe impl Send for Map {}
+
+impl Map {
+    /// Maps the first `len` bytes.
+    ///
+    /// # Errors
+    /// ENODEV where the file system does not allow it.
+    pub fn new(file: &File, len: usize, kind: MapKind) -> io::Result<Self> {
+        let (protection, flags) = match kind {
+            MapKind::Read => (libc::PROT_READ, libc::MAP_PRIVATE),
+            MapKind::PrivateWrite => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE),
+            MapKind::SharedWrite => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED),
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice; the descriptor is open.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { at, len, kind }) }
+    }
+
+    /// Waits until a shared mapping's bytes are in the file (`MS_SYNC`).
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn sync(&self) -> io::Result<()> {
+        // SAFETY: exactly the mapped range.
+        check(unsafe { libc::msync(self.at, self.len, libc::MS_SYNC) })
+    }
+}
+
+impl Deref for Map {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is mapped readable until drop; tests do not truncate mapped files.
+        unsafe { std::slice::from_raw_parts(self.at.cast(), self.len) }
+    }
+}
+
+impl DerefMut for Map {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        assert_ne!(self.kind, MapKind::Read, "write through a read-only mapping");
+        // SAFETY: as above, and mapped writable.
+        unsafe { std::slice::from_raw_parts_mut(self.at.cast(), self.len) }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapped range, which nobody uses any more.
+        unsafe { libc::munmap(self.at, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_bytes_reach_the_file_and_private_ones_do_not() {
+        let path = std::env::temp_dir().join(format!("hfcache-map-{}", std::process::id()));
+        std::fs::write(&path, vec![b'a'; 8192]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut private = Map::new(&file, 8192, MapKind::PrivateWrite).unwrap();
+        private[0] = b'p';
+        let mut shared = Map::new(&file, 8192, MapKind::SharedWrite).unwrap();
+        shared[1] = b's';
+        shared.sync().unwrap();
+        assert_eq!(&std::fs::read(&path).unwrap()[..3], b"asa");
+        assert_eq!(&Map::new(&file, 8192, MapKind::Read).unwrap()[..3], b"asa");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn space_of_the_temporary_directory_is_plausible() {
+        let space = space(&std::env::temp_dir()).unwrap();
+        assert!(space.total >= space.available && space.name_max >= 255);
+    }
+}
