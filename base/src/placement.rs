@@ -1,8 +1,10 @@
 //! Which nodes hold which partition: a pure function of the old table and the members.
 //!
-//! Nodes are chosen by rendezvous hashing (Thaler & Ravishankar, 1998): each partition ranks all nodes by
-//! a hash of (partition, node) and takes the first few, so a node that comes or goes moves only its own
-//! share. A node that stays keeps its position in the row, because the position is the shard index.
+//! Nodes are ranked by rendezvous hashing (Thaler & Ravishankar, 1998): each partition orders all nodes by
+//! a hash of (partition, node). A row keeps its order when members change, because a position is a shard
+//! index: a node that comes takes the place of its rank, and the one that stood there moves behind the last;
+//! where a node went, the last one steps in. So each change moves at most one shard of a chunk, and every
+//! node has its fair share of every position.
 //! The result is stored in the map, so this function may change; [`mix`] may not, it places chunks.
 
 use crate::NodeId;
@@ -23,19 +25,39 @@ pub fn assign(old: &[Vec<NodeId>], nodes: &[NodeId]) -> Vec<Vec<NodeId>> {
         .map(|partition| {
             let mut ranked = nodes.to_vec();
             ranked.sort_by_key(|n| std::cmp::Reverse((mix(mix(u64::from(partition)) ^ n.0), n.0)));
-            ranked.truncate(width);
-            let mut row: Vec<Option<NodeId>> = vec![None; width];
-            if let Some(before) = old.get(usize::from(partition)) {
-                for (at, node) in before.iter().take(width).enumerate() {
-                    if let Some(rank) = ranked.iter().position(|n| n == node) {
-                        row[at] = Some(ranked.remove(rank));
-                    }
-                }
+            match old.get(usize::from(partition)) {
+                Some(row) if !row.is_empty() => adapt(row, &ranked, width),
+                _ => ranked[..width].to_vec(),
             }
-            let mut rest = ranked.into_iter();
-            row.into_iter().filter_map(|place| place.or_else(|| rest.next())).collect()
         })
         .collect()
+}
+
+/// One row for the members in order of rank.
+fn adapt(old: &[NodeId], ranked: &[NodeId], width: usize) -> Vec<NodeId> {
+    let mut row = old.to_vec();
+    // From the back, so that what steps in stays.
+    for at in (0..row.len()).rev() {
+        if !ranked.contains(&row[at]) {
+            row.swap_remove(at);
+        }
+    }
+    for (rank, node) in ranked.iter().enumerate().take(width) {
+        if !row.contains(node) && !old.contains(node) {
+            let at = rank.min(row.len());
+            row.push(*node);
+            let last = row.len() - 1;
+            row.swap(at, last);
+        }
+    }
+    // A row at full width has lost someone who ranked high, or gained someone who ranks low.
+    row.truncate(width);
+    for node in ranked {
+        if row.len() < width && !row.contains(node) {
+            row.push(*node);
+        }
+    }
+    row
 }
 
 #[cfg(test)]
@@ -59,20 +81,41 @@ mod tests {
         }
     }
 
+    /// How many of the first `total` places of each row have another node than before.
+    fn moved(before: &[Vec<NodeId>], after: &[Vec<NodeId>], total: usize) -> Vec<usize> {
+        let row =
+            |(old, new): (&Vec<NodeId>, &Vec<NodeId>)| (0..total).filter(|i| old[*i] != new[*i]).count();
+        before.iter().zip(after).map(row).collect()
+    }
+
     #[test]
-    fn a_node_that_stays_keeps_its_shard_index() {
-        let before = assign(&[], &nodes(3));
-        let after = assign(&before, &nodes(4));
-        for (old, new) in before.iter().zip(&after) {
-            assert_eq!(old[..], new[..3]);
+    fn a_node_that_comes_takes_its_fair_share_and_moves_nothing_else() {
+        for n in [3u64, 4, 5, 11, 12, 20] {
+            let before = assign(&[], &nodes(n));
+            let after = assign(&before, &nodes(n + 1));
+            let moves = moved(&before, &after, 3);
+            assert!(moves.iter().all(|m| *m <= 1), "{n} nodes");
+            let share = moves.iter().sum::<usize>();
+            let fair = usize::from(PARTITIONS) * 3 / (n as usize + 1);
+            assert!((fair * 3 / 4..=fair * 5 / 4).contains(&share), "{n} nodes: {share} of {fair}");
+            for row in &after {
+                let new = row.iter().position(|node| *node == NodeId(n + 1));
+                assert!(new.is_some() || n as usize + 1 > PARTITION_WIDTH_MAX);
+            }
         }
-        let without: Vec<NodeId> = [1, 3, 4].map(NodeId).to_vec();
-        let shrunk = assign(&after, &without);
-        for (old, new) in after.iter().zip(&shrunk) {
-            for (i, node) in new.iter().enumerate() {
-                assert!(
-                    old[i] == *node || old[i] == NodeId(2) || old.iter().position(|n| n == node) >= Some(3)
-                );
+    }
+
+    #[test]
+    fn where_a_node_went_one_steps_in_and_the_others_stay() {
+        for n in [4u64, 6, 12, 20] {
+            let before = assign(&[], &nodes(n));
+            let left: Vec<NodeId> = nodes(n).into_iter().filter(|node| *node != NodeId(2)).collect();
+            let after = assign(&before, &left);
+            for (old, new) in before.iter().zip(&after) {
+                assert!(!new.contains(&NodeId(2)));
+                assert_eq!(new.len(), left.len().min(PARTITION_WIDTH_MAX));
+                let moves = (0..3).filter(|i| old[*i] != new[*i]).count();
+                assert_eq!(moves, usize::from(old[..3].contains(&NodeId(2))), "{old:?} {new:?}");
             }
         }
     }
