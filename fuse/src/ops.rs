@@ -87,8 +87,11 @@ pub struct StatFs {
     pub inodes: u64,
 }
 
+/// What sends an answer: the value or an errno.
+type Answer<T> = Box<dyn FnOnce(Result<T, i32>) + Send>;
+
 /// The way to answer a request, once. Dropped without an answer it sends EIO, so that no caller hangs.
-pub struct Reply<T>(Option<Box<dyn FnOnce(Result<T, i32>) + Send>>);
+pub struct Reply<T>(Option<Answer<T>>);
 
 impl<T> Reply<T> {
     /// A reply that ends in `send`: the value or an errno.
@@ -169,7 +172,6 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Removes an empty directory.
     fn rmdir(&self, caller: Caller, parent: InodeId, name: &[u8], reply: Reply<()>);
     /// Moves a name.
-    #[expect(clippy::too_many_arguments, reason = "rename has them")]
     fn rename(
         &self,
         caller: Caller,
@@ -181,7 +183,6 @@ pub trait FileSystem: Send + Sync + 'static {
         reply: Reply<()>,
     );
     /// Makes a file and opens it; `flags` are open(2)'s.
-    #[expect(clippy::too_many_arguments, reason = "create has them")]
     fn create(
         &self,
         caller: Caller,
@@ -196,7 +197,6 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Reads up to `size` bytes; fewer only at the end of the file.
     fn read(&self, caller: Caller, ino: InodeId, handle: u64, offset: u64, size: u32, reply: Reply<Data>);
     /// Writes. `cached`: the pages come from the page cache (mmap), so the caller is not the writer.
-    #[expect(clippy::too_many_arguments, reason = "write has them")]
     fn write(
         &self,
         caller: Caller,
@@ -215,7 +215,6 @@ pub trait FileSystem: Send + Sync + 'static {
     /// The last descriptor is gone. `flock_owner` is set if `flock` locks have to be dropped.
     fn release(&self, caller: Caller, ino: InodeId, handle: u64, flock_owner: Option<u64>, reply: Reply<()>);
     /// Allocates, or punches a hole; `mode` is fallocate(2)'s.
-    #[expect(clippy::too_many_arguments, reason = "fallocate has them")]
     fn fallocate(
         &self,
         caller: Caller,
@@ -231,7 +230,6 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Lists from a cookie (0: the start). With `plus` the kernel takes attributes too. The kernel side packs
     /// as many rows as fit into `size` bytes and drops the rest, so reference counts are never exact: inode
     /// numbers are stable for ever and nothing may depend on them.
-    #[expect(clippy::too_many_arguments, reason = "readdir has them")]
     fn readdir(
         &self,
         caller: Caller,

@@ -1,5 +1,7 @@
 //! Locks and interrupts on a real mount.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
+
 mod kernel_memory;
 
 use hfcache_base::meta::LockKind;
@@ -87,7 +89,8 @@ fn a_killed_waiter_goes_away() {
     let world = World::new();
     let path = world.path("f");
     fs::write(&path, b"x").unwrap();
-    let mut holder = python("fcntl.flock(f,fcntl.LOCK_EX)\nfcntl.lockf(f,fcntl.LOCK_EX)\nsys.stdin.read()", &path);
+    let mut holder =
+        python("fcntl.flock(f,fcntl.LOCK_EX)\nfcntl.lockf(f,fcntl.LOCK_EX)\nsys.stdin.read()", &path);
     eventually("both are held", || world.fs.asked.lock().len() == 2);
     for code in ["fcntl.flock(f,fcntl.LOCK_EX)", "fcntl.lockf(f,fcntl.LOCK_EX)"] {
         for signal in [rustix::process::Signal::KILL, rustix::process::Signal::INT] {
@@ -103,12 +106,21 @@ fn a_killed_waiter_goes_away() {
 fn a_killed_reader_goes_away() {
     let world = World::new();
     fs::write(world.path("f"), vec![0; 1 << 20]).unwrap();
-    world.fs.notify.get().unwrap().data_stale(hfcache_base::InodeId(2));
-    world.fs.stuck_reads.store(true, Ordering::Relaxed);
-    // Without the page cache, as the kernel interrupts no readahead.
-    let code = "fd=os.open(sys.argv[1],os.O_RDONLY|os.O_DIRECT)\nimport mmap\nos.readv(fd,[mmap.mmap(-1,4096)])";
-    for signal in [rustix::process::Signal::KILL, rustix::process::Signal::INT] {
-        goes_away(&world, code, signal, || world.fs.stuck() == 1);
+    // Pages are read on behalf of all who want them, so no signal interrupts the READ; but who waits for
+    // one can be killed, as with a local disk. Not so with O_DIRECT and ASYNC_DIO: that one has to wait for
+    // the file system's own deadline.
+    let alone = "os.posix_fadvise(f.fileno(),0,0,os.POSIX_FADV_RANDOM)\nos.pread(f.fileno(),10,70000)";
+    let ahead = "os.pread(f.fileno(),500000,0)";
+    for code in [alone, ahead] {
+        let signal = rustix::process::Signal::KILL;
+        world.fs.notify.get().unwrap().data_stale(hfcache_base::InodeId(2));
+        world.fs.stuck_reads.store(true, Ordering::Relaxed);
+        let mut reader = python(code, &world.path("f"));
+        eventually("the process waits", || world.fs.stuck() >= 1);
+        rustix::process::kill_process(rustix::process::Pid::from_child(&reader), signal).unwrap();
+        eventually(&format!("{code:?} {signal:?} goes away"), || reader.try_wait().unwrap().is_some());
+        world.fs.stuck_reads.store(false, Ordering::Relaxed);
+        world.fs.let_go();
     }
 }
 

@@ -1,5 +1,7 @@
 //! Mounting, unmounting, and everything in the way of it.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
+
 mod kernel_memory;
 
 use hfcache_base::Kind;
@@ -127,7 +129,10 @@ fn a_mount_in_use_goes_away_under_its_users() {
     fs::write(world.path("f"), b"x").unwrap();
     let mut file = fs::File::open(world.path("f")).unwrap();
     let mut waiter = Command::new("python3")
-        .args(["-c", "import fcntl,sys\na=open(sys.argv[1]);b=open(sys.argv[1])\nfcntl.flock(a,2)\nfcntl.flock(b,2)"])
+        .args([
+            "-c",
+            "import fcntl,sys\na=open(sys.argv[1]);b=open(sys.argv[1])\nfcntl.flock(a,2)\nfcntl.flock(b,2)",
+        ])
         .arg(world.path("f"))
         .stderr(Stdio::null())
         .spawn()
@@ -186,8 +191,26 @@ fn the_mount_of_a_dead_daemon_is_taken_away() {
     drop(held);
 }
 
+/// Lets users open `/dev/fuse`, as the udev rules of every distribution do; a bare container may not.
+struct OpenDevice(fs::Permissions);
+
+impl OpenDevice {
+    fn new() -> Self {
+        let before = fs::metadata("/dev/fuse").unwrap().permissions();
+        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for OpenDevice {
+    fn drop(&mut self) {
+        let _ = fs::set_permissions("/dev/fuse", self.0.clone());
+    }
+}
+
 #[test]
 fn a_user_mounts_through_fusermount3() {
+    let _device = OpenDevice::new();
     let place = TempDir::new();
     fs::set_permissions(&place.0, fs::Permissions::from_mode(0o755)).unwrap();
     let program = place.0.join("daemon");
@@ -205,28 +228,34 @@ fn a_user_mounts_through_fusermount3() {
     // The root of the test's file system belongs to root.
     assert!(as_nobody(&format!("ls {shown} && df {shown} && ! touch {shown}/f 2>/dev/null")));
     // A user's mount is for that user alone.
-    assert!(fs::metadata(&dir.0).is_err() || fs::read_to_string("/etc/fuse.conf").unwrap().contains("\nuser_allow_other"));
+    assert!(
+        fs::metadata(&dir.0).is_err()
+            || fs::read_to_string("/etc/fuse.conf").unwrap().contains("\nuser_allow_other")
+    );
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
     assert!(unmounted(&dir.0));
-    // And in use, and dead.
+    // Dead, and then in use at the end.
     let mut child = daemon(&program, &nobody, &dir.0);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!unmounted(&dir.0));
     let mut child = daemon(&program, &nobody, &dir.0);
-    assert!(as_nobody(&format!("ls {shown}")));
     let [nobody_program, options @ ..] = nobody;
+    let script = format!("cd {shown} && echo inside && cat");
     let mut user = Command::new(nobody_program)
         .args(options)
-        .args(["sh", "-c", "cat"])
+        .args(["sh", "-c", &script])
         .current_dir("/")
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut line = [0; 7];
+    user.stdout.take().unwrap().read_exact(&mut line).unwrap();
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
+    assert!(unmounted(&dir.0));
     drop(user.stdin.take());
     user.wait().unwrap();
-    assert!(unmounted(&dir.0));
 }

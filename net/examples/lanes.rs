@@ -1,5 +1,5 @@
 //! Measures calls on loopback, both ends in this process:
-//! `cargo run --release -p hfcache-net --example lanes [MiB]`.
+//! `cargo run --release -p hfcache-net --example lanes [MiB] [bulk|quic|small]`.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -79,8 +79,13 @@ async fn run(net: &Arc<Network>, calls: usize, at_once: usize, make: impl Fn() -
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
     let total: u64 = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(1024);
+    let only = std::env::args().nth(2);
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
     println!("{:<34} {:>8} {:>12}", "", "GB/s", "CPU s/GiB");
-    for (lane, bulk) in [("bulk lane", true), ("QUIC", false)] {
+    for (lane, bulk) in [("bulk", true), ("quic", false)] {
+        if !wanted(lane) {
+            continue;
+        }
         let nodes = pair(bulk).await?;
         for (size, at_once) in
             [(MIB, 1), (MIB, 8), (u64::from(CHUNK_TARGET), 1), (u64::from(CHUNK_TARGET), 3)]
@@ -108,6 +113,9 @@ async fn main() -> Result<()> {
                 );
             }
         }
+    }
+    if !wanted("small") {
+        return Ok(());
     }
     let nodes = pair(true).await?;
     let make = || Call::new(ServiceId::Shards, 0u32.to_le_bytes().to_vec());

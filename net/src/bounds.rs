@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Streams a peer may have open: its calls, and room for pings beside them.
 pub const STREAMS_PER_PEER_MAX: u32 = limits::CALLS_PER_PEER_MAX as u32 + 16;
 /// A connection on which nothing arrived for this long is closed; calls on it fail.
-pub const CONNECTION_IDLE: Duration = Duration::from_millis(2_000);
+pub const CONNECTION_IDLE: Duration = Duration::from_millis(1_600);
 /// First guess of the round trip: how soon a lost first packet is sent again.
 pub const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// Bytes one stream may have on the way.
@@ -26,9 +26,9 @@ pub const ANONYMOUS_MAX: usize = 32;
 /// How long an anonymous connection may live.
 pub const ANONYMOUS_LIFE: Duration = Duration::from_secs(30);
 /// Join attempts of one address that are answered at once; then one more each [`JOIN_REFILL`].
-pub const JOIN_BURST: u32 = 10;
+pub const JOIN_BURST: u32 = 32;
 /// See [`JOIN_BURST`].
-pub const JOIN_REFILL: Duration = Duration::from_secs(2);
+pub const JOIN_REFILL: Duration = Duration::from_secs(1);
 /// Addresses whose join attempts are counted.
 pub const JOIN_SOURCES_MAX: usize = 1_024;
 /// Largest join request or answer.
@@ -40,7 +40,7 @@ pub const JOIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Longest error message on the wire.
 pub const MESSAGE_MAX: usize = 4 << 10;
 /// Bodies of all calls being received or served at once: a sender beyond it waits.
-pub const BODIES_INBOUND_MAX: usize = 192 << 20;
+pub const BODIES_INBOUND_MAX: usize = 128 << 20;
 
 /// Bulk connections to one peer; more calls wait.
 pub const BULK_CONNECTIONS_MAX: usize = 8;
@@ -54,6 +54,11 @@ pub const LIFELINE_PATIENCE: Duration = Duration::from_millis(250);
 pub const BULK_GREETING: Duration = Duration::from_millis(1_000);
 /// Bulk connections that have not proved yet who they are.
 pub const BULK_STRANGERS_MAX: usize = 128;
+/// Bulk connections served at once.
+pub const BULK_SERVED_MAX: usize = 8_192;
+/// How long a receiver that answers pings may take no byte: it may wait for its disks. One that does not
+/// answer loses its QUIC connection long before, and its bulk connections with it.
+pub const BULK_STALL: Duration = Duration::from_secs(8);
 /// Memory kept for received bodies between calls.
 pub const BUFFERS_KEPT_MAX: usize = 48 << 20;
 /// Plain bytes that are sealed together with what follows instead of being sent alone.

@@ -28,6 +28,9 @@ pub use retry::RetryBudget;
 pub use stats::{NetStats, PeerStats};
 pub use token::JoinToken;
 
+#[cfg(test)]
+mod raw_tests;
+
 use hfcache_base::{Error, Kind, Result};
 use ring::rand::{SecureRandom, SystemRandom};
 

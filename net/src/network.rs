@@ -99,6 +99,11 @@ impl Network {
     async fn start_once(identity: Identity, config: &NetConfig) -> Result<Arc<Self>> {
         let Sockets { listen, quic, bulk } = bind(config).await?;
         let advertise = config.advertise.unwrap_or(listen);
+        if advertise.ip().is_unspecified() {
+            let message =
+                format!("{listen} says nothing about where other nodes reach this one; give an address");
+            return Err(Error::new(Kind::Invalid, message).context("start network"));
+        }
         let server = tls::server_config(&identity)?;
         let dialer = client(tls::client_config(&identity)?);
         let endpoint = endpoint(quic, Some(server), identity.node_key())?;
@@ -146,11 +151,7 @@ impl Network {
                 continue;
             }
             let mut peers = self.shared.peers.write();
-            if !peers.contains_key(&node) {
-                let peer = Arc::new(Peer::new(node, addr));
-                peer.start(&self.shared);
-                peers.insert(node, peer);
-            }
+            peers.entry(node).or_insert_with(|| new_peer(&self.shared, node, addr));
         }
     }
 
@@ -211,6 +212,12 @@ impl Network {
             Err(_) => Err(Error::new(Kind::TimedOut, format!("{to} gave no answer in {deadline:?}"))),
         }
     }
+}
+
+fn new_peer(shared: &Arc<Shared>, node: NodeId, addr: SocketAddr) -> Arc<Peer> {
+    let peer = Arc::new(Peer::new(node, addr));
+    peer.start(shared);
+    peer
 }
 
 /// Takes addresses from gossip, and greets members that do not gossip yet.
@@ -300,14 +307,7 @@ impl Net for Network {
             if node == self.shared.me {
                 continue;
             }
-            match peers.get(&node) {
-                Some(peer) => peer.set_addr(addr),
-                None => {
-                    let peer = Arc::new(Peer::new(node, addr));
-                    peer.start(&self.shared);
-                    peers.insert(node, peer);
-                }
-            }
+            peers.entry(node).or_insert_with(|| new_peer(&self.shared, node, addr)).set_addr(addr);
         }
     }
 }

@@ -231,15 +231,33 @@ async fn dial(shared: &Shared, peer: &Peer, addr: SocketAddr) -> Result<Connecti
     timeout(CONNECT_DEADLINE, work).await.unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "no answer")))
 }
 
+/// A nudge that comes while an attempt already takes longer than any on a healthy network.
+async fn awakened(peer: &Peer) {
+    sleep(PING_EVERY / 3).await;
+    peer.nudge.notified().await;
+}
+
 async fn keep(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut turn = 0usize;
     let mut reported = false;
+    let mut restarted = false;
     loop {
         let mut addrs = vec![*peer.addr.lock()];
         addrs.extend(shared.hints.lock().get(&peer.id).filter(|hint| **hint != addrs[0]));
         let addr = addrs[turn % addrs.len()];
         let began = Instant::now();
-        match dial(&shared, &peer, addr).await {
+        let dialed = tokio::select! {
+            biased;
+            dialed = dial(&shared, &peer, addr) => dialed,
+            // It dials us, so it is there now: do not wait for the next repetition of a lost packet. Once
+            // only, or two nodes that dial each other might go on for ever.
+            () = awakened(&peer), if !restarted => {
+                restarted = true;
+                continue;
+            }
+        };
+        restarted = false;
+        match dialed {
             Ok(connection) => {
                 add(&shared.counters.connections_made, 1);
                 debug!(op = "connect", node = %peer.id, %addr, "connected");

@@ -201,13 +201,18 @@ async fn a_removed_member_is_cut_off() {
 async fn a_port_in_use_is_named() {
     let ids = identities(2);
     let one = Network::start(ids[0].clone(), config("one")).await.unwrap();
-    for (what, port) in [("QUIC/UDP", one.listen().port()), ("gossip/UDP", one.listen().port() - 1)] {
+    // Its own port, and the one whose next is taken by gossip.
+    for port in [one.listen().port(), one.listen().port() + 1, one.listen().port() - 1] {
         let listen = std::net::SocketAddr::new(one.listen().ip(), port);
         let started = Network::start(ids[1].clone(), NetConfig { listen, ..config("two") }).await;
         let Err(e) = started else { panic!("two nodes on {listen}") };
         assert_eq!(e.kind(), Kind::Busy, "{e}");
         let said = e.to_string();
-        assert!(said.contains("in use") && said.contains(&one.listen().port().to_string()), "{said}");
-        let _ = what;
+        assert!(said.contains("in use") && said.contains(&one.listen().ip().to_string()), "{said}");
+    }
+    for (listen, kind) in [("0.0.0.0:0", Kind::Invalid), ("127.0.0.1:65535", Kind::Invalid)] {
+        let config = NetConfig { listen: listen.parse().unwrap(), ..config("two") };
+        let Err(e) = Network::start(ids[1].clone(), config).await else { panic!("a node on {listen}") };
+        assert_eq!(e.kind(), kind, "{e}");
     }
 }

@@ -12,6 +12,9 @@ use std::ops::Bound;
 /// The only table of a state file.
 pub const STATE: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("state");
 
+/// Is shown pairs, full key and value, and may stop with an error.
+pub type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'v;
+
 /// An error of redb: damage, a full disk and other I/O keep their meaning.
 pub(crate) fn failed(error: impl Into<redb::Error>) -> Error {
     match error.into() {
@@ -99,7 +102,7 @@ impl Reader {
     ///
     /// # Errors
     /// Whatever the file or `visit` says.
-    pub fn all(&self, visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    pub fn all(&self, visit: &mut Visit<'_>) -> Result<()> {
         for row in self.rows.iter().map_err(failed)? {
             let (key, value) = row.map_err(failed)?;
             visit(key.value(), value.value())?;

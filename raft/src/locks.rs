@@ -17,19 +17,20 @@
 //! # What may race
 //!
 //! - *A grant before the reply to its request*: requests are registered before they are proposed.
-//! - *A recall before we learned of the delegation*: the recall makes the entry, already closed, and gives
-//!   it back; the request finds it closed, waits, and asks again.
+//! - *A recall before the reply that speaks of a delegation*: delegations are learned from the changes,
+//!   which come in order, and never from replies.
 //! - *A cancel and a grant*: each request that has to wait is driven by a task of its own, which outlives
 //!   its caller, learns what became of it, and undoes it. Until that is done the next request of the
 //!   same owner waits.
 //! - *A lost session*: everything here is void and every waiter gets [`Kind::Fenced`].
 
+mod request;
 mod table;
 
 use crate::state::LockRecord;
 use crate::state::lock::normal;
 use async_trait::async_trait;
-use hfcache_base::meta::{Applied, Change, Lock, LockHolder, LockKind, LockReply, Op, Reply};
+use hfcache_base::meta::{Applied, Change, Lock, LockHolder, LockKind, Op, Reply};
 use hfcache_base::seam::Clock;
 use hfcache_base::{Error, InodeId, Kind, Result, SessionId};
 use parking_lot::Mutex;
@@ -190,10 +191,11 @@ impl LocalLocks {
 
     /// These commands were applied here; see the module. Returns at once.
     pub fn on_applied(&self, batch: &[Applied]) {
-        let changes = batch.iter().flat_map(|a| &a.changes);
         let mut any = false;
-        for change in changes {
-            any |= self.0.apply(change);
+        for applied in batch {
+            for change in &applied.changes {
+                any |= self.0.apply(applied.session, change);
+            }
         }
         if any {
             self.0.changed.notify_waiters();
@@ -236,346 +238,30 @@ impl Drop for Asked {
                 let inner = self.inner.clone();
                 self.inner.runtime.spawn(async move { inner.undo(id, ino, lock).await });
             }
-            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => self.inner.undone(id),
-            // The task will find nobody to tell, and undo it.
-            Err(oneshot::error::TryRecvError::Empty) => {}
+            Ok(Err(_)) => self.inner.undone(id),
+            // Closed by us before there was an answer: the task will find nobody to tell, and undo it.
+            Err(_) => {}
         }
     }
 }
 
 impl Inner {
-    /// One request from beginning to end.
-    async fn drive(
-        self: Arc<Self>,
-        id: u64,
-        ino: InodeId,
-        lock: Lock,
-        wait: bool,
-        mut answer: oneshot::Sender<Result<()>>,
-    ) {
-        let result = self.decide(ino, lock, wait, &mut answer).await;
-        match answer.send(result) {
-            Ok(()) => {}
-            Err(Ok(())) => self.undo(id, ino, lock).await,
-            Err(Err(_)) => self.undone(id),
-        }
-    }
-
-    async fn undo(self: &Arc<Self>, id: u64, ino: InodeId, lock: Lock) {
-        // Fails only with the session, and then there is nothing left to undo.
-        let _ = self.unlock(ino, lock, true).await;
-        self.undone(id);
-    }
-
-    fn undone(&self, id: u64) {
-        self.table.lock().undoing.remove(&id);
-        self.changed.notify_waiters();
-    }
-
-    async fn decide(
-        self: &Arc<Self>,
-        ino: InodeId,
-        lock: Lock,
-        wait: bool,
-        caller: &mut oneshot::Sender<Result<()>>,
-    ) -> Result<()> {
-        let since = self.clock.now();
-        loop {
-            if caller.is_closed() {
-                return Err(Kind::Canceled.into());
-            }
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let attempt = self.table.lock().attempt(ino, lock, wait);
-            match attempt {
-                Attempt::Granted => return Ok(()),
-                Attempt::Conflict => return Err(Kind::WouldBlock.into()),
-                Attempt::Refused(kind) => return Err(kind.into()),
-                Attempt::Busy => {
-                    tokio::select! { () = &mut changed => {}, () = caller.closed() => {} }
-                    continue;
-                }
-                Attempt::Waits(id, told) => {
-                    if self.wait_here(id, told, caller).await? {
-                        return Ok(());
-                    }
-                    continue;
-                }
-                Attempt::Ask => {}
-            }
-            if !wait && self.conflicts_surely(ino, &lock)? {
-                return Err(Kind::WouldBlock.into());
-            }
-            let (session, id, told) = {
-                let mut table = self.table.lock();
-                let (id, told) = table.register(ino, lock, Place::Proposed);
-                (table.session, id, told)
-            };
-            let reply = self.propose_lock(ino, lock, wait).await;
-            {
-                let mut table = self.table.lock();
-                if table.session.is_none() || table.session != session {
-                    return Err(Kind::Fenced.into());
-                }
-                let waits = matches!(reply, Ok(LockReply::Queued(_)));
-                if !waits && table.requests.remove(&id).is_none() {
-                    // It was told of a grant that was meant for a twin of it.
-                    table.tell_granted(ino, &lock);
-                }
-            }
-            match reply? {
-                LockReply::Granted => return Ok(()),
-                LockReply::Conflict(_) => return Err(Kind::WouldBlock.into()),
-                LockReply::Delegated => self.adopt(ino)?,
-                LockReply::Queued(_) => {
-                    if self.wait_there(id, ino, lock, told, caller).await? {
-                        return Ok(());
-                    }
-                }
-                LockReply::Recalling => {
-                    if self.clock.now().since(since) >= RECALL_PATIENCE
-                        || !self.await_return(ino, caller.closed()).await?
-                    {
-                        return Err(Kind::WouldBlock.into());
-                    }
-                }
-            }
-        }
-    }
-
-    /// Waits in a local queue; `false` to ask again.
-    async fn wait_here(
-        &self,
-        id: u64,
-        mut told: oneshot::Receiver<Told>,
-        caller: &mut oneshot::Sender<Result<()>>,
-    ) -> Result<bool> {
-        let answer = tokio::select! {
-            biased;
-            answer = &mut told => answer,
-            () = caller.closed() => {
-                if self.table.lock().withdraw(id) {
-                    return Err(Kind::Canceled.into());
-                }
-                // Granted meanwhile: the caller is gone, so it will be undone.
-                told.await
-            }
-        };
-        heard(answer)
-    }
-
-    /// Waits in the state's queue; `false` to ask again.
-    async fn wait_there(
-        self: &Arc<Self>,
-        id: u64,
-        ino: InodeId,
-        lock: Lock,
-        mut told: oneshot::Receiver<Told>,
-        caller: &mut oneshot::Sender<Result<()>>,
-    ) -> Result<bool> {
-        if let Some(request) = self.table.lock().requests.get_mut(&id) {
-            request.place = Place::State;
-        }
-        tokio::select! {
-            biased;
-            answer = &mut told => return heard(answer),
-            () = caller.closed() => {}
-        }
-        // Withdraws the wait, or gives the lock up if it was granted on the way.
-        let withdrawn = self.propose(Op::Unlock { ino, lock }).await;
-        let waiting = self.table.lock().requests.remove(&id).is_some();
-        withdrawn?;
-        if waiting {
-            return Err(Kind::Canceled.into());
-        }
-        // Granted as a delegation it is held here, where the state's unlock does not reach.
-        heard(told.await)
-    }
-
-    /// Whether this node's own state is fresh and has a lock in the way. (An owner of a `flock` who converts
-    /// it loses the old one even if he does not get the new one, so that goes to the state.)
-    fn conflicts_surely(&self, ino: InodeId, lock: &Lock) -> Result<bool> {
-        let Some(session) = self.table.lock().session else { return Err(Kind::Fenced.into()) };
-        if !self.replica.leased() {
-            return Ok(false);
-        }
-        let record = self.replica.locks(ino)?;
-        let converts = record.queue.held.holds(session, lock.kind, lock.owner);
-        let ask = LockHolder { session, lock: *lock };
-        let conflict = record.delegated.is_none() && record.queue.blocker(&ask).is_some();
-        Ok(conflict && !(converts && lock.kind == LockKind::Flock))
-    }
-
-    async fn propose_lock(&self, ino: InodeId, lock: Lock, wait: bool) -> Result<LockReply> {
-        match self.propose(Op::Lock { ino, lock, wait }).await? {
-            Reply::Lock(reply) => Ok(reply),
-            other => Err(Error::new(Kind::Internal, format!("a lock was answered with {other:?}"))),
-        }
-    }
-
-    async fn propose(&self, op: Op) -> Result<Reply> {
-        if self.table.lock().session.is_none() {
-            return Err(Kind::Fenced.into());
-        }
-        self.propose.propose(op).await
-    }
-
-    /// Waits until another session's delegation has come back; `false` when patience or the caller is gone.
-    async fn await_return(&self, ino: InodeId, gone: impl Future<Output = ()>) -> Result<bool> {
-        let patience = self.clock.sleep(RECALL_PATIENCE);
-        tokio::pin!(patience, gone);
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let me = self.table.lock().session;
-            if me.is_none() {
-                return Err(Kind::Fenced.into());
-            }
-            let delegated = self.replica.locks(ino)?.delegated;
-            if delegated.is_none() || delegated == me {
-                return Ok(true);
-            }
-            tokio::select! {
-                () = &mut changed => {}
-                () = &mut patience => return Ok(false),
-                () = &mut gone => return Ok(false),
-            }
-        }
-    }
-
-    /// The state has delegated an inode to us, it says; what it says now counts.
-    fn adopt(self: &Arc<Self>, ino: InodeId) -> Result<()> {
-        let mut table = self.table.lock();
-        if table.session.is_none() || table.entries.contains_key(&ino) {
-            return Ok(());
-        }
-        let record = self.replica.locks(ino)?;
-        if record.delegated != table.session {
-            return Ok(());
-        }
-        table.adopt(ino);
-        if record.recalled {
-            self.start_return(&mut table, ino);
-        }
-        for surplus in table.surplus() {
-            self.start_return(&mut table, surplus);
-        }
-        Ok(())
-    }
-
-    fn unlock_here(self: &Arc<Self>, ino: InodeId, lock: Lock) -> Option<Result<(), Kind>> {
-        let mut table = self.table.lock();
-        if let Some(done) = table.unlock(ino, lock) {
-            self.return_if_idle(&mut table, ino);
-            return Some(done);
-        }
-        let session = table.session?;
-        let busy = table.entries.contains_key(&ino)
-            || table.is_undoing(ino, &lock)
-            || table.asks(ino, lock.kind, lock.owner);
-        if busy {
-            return None;
-        }
-        // All that this node asked for is applied here, so nothing held there is nothing held.
-        let record = self.replica.locks(ino).ok()?;
-        let free =
-            record.delegated != Some(session) && !record.queue.held.holds(session, lock.kind, lock.owner);
-        free.then_some(Ok(()))
-    }
-
-    /// Gives up a range; `undoing` is the request that is being undone itself and waits for no other.
-    async fn unlock(self: &Arc<Self>, ino: InodeId, lock: Lock, undoing: bool) -> Result<()> {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let waits = {
-                let mut table = self.table.lock();
-                let hidden = if undoing { std::mem::take(&mut table.undoing) } else { Default::default() };
-                let done = table.unlock(ino, lock);
-                let busy = table.entries.contains_key(&ino) || table.is_undoing(ino, &lock);
-                if undoing {
-                    table.undoing = hidden;
-                }
-                if let Some(done) = done {
-                    self.return_if_idle(&mut table, ino);
-                    return done.map_err(Error::from);
-                }
-                if busy { None } else { Some(table.waits_in(ino, &lock)) }
-            };
-            let Some(waits) = waits else {
-                changed.await;
-                continue;
-            };
-            self.propose(Op::Unlock { ino, lock }).await?;
-            // A wait of another thread for the same range was withdrawn in place of the lock itself.
-            if waits.iter().any(|(_, exactly)| *exactly) {
-                self.propose(Op::Unlock { ino, lock }).await?;
-            }
-            let mut table = self.table.lock();
-            for (id, _) in waits {
-                table.tell(id, Told::Retry);
-            }
-            return Ok(());
-        }
-    }
-
-    async fn test(self: &Arc<Self>, ino: InodeId, lock: Lock) -> Result<Option<LockHolder>> {
-        let since = self.clock.now();
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let (me, returning) = {
-                let table = self.table.lock();
-                let me = table.session.ok_or(Kind::Fenced)?;
-                match table.entries.get(&ino) {
-                    Some(e) if !e.returning => {
-                        return Ok(e.queue.held.conflict(&LockHolder { session: me, lock }));
-                    }
-                    entry => (me, entry.is_some()),
-                }
-            };
-            if returning {
-                changed.await;
-                continue;
-            }
-            if !self.replica.leased() {
-                self.replica.catch_up().await?;
-            }
-            let record = self.replica.locks(ino)?;
-            let Some(other) = record.delegated else {
-                return Ok(record.queue.held.conflict(&LockHolder { session: me, lock }));
-            };
-            if other == me {
-                self.adopt(ino)?;
-                continue;
-            }
-            if self.clock.now().since(since) >= RECALL_PATIENCE {
-                return Ok(Some(LockHolder { session: other, lock }));
-            }
-            // Only its session knows what is held. A shared lock that is not waited for calls it back.
-            let probe = Lock { owner: PROBE, exclusive: false, pid: 0, ..lock };
-            match self.propose_lock(ino, probe, false).await? {
-                LockReply::Granted => self.propose(Op::Unlock { ino, lock: probe }).await.map(drop)?,
-                LockReply::Recalling => {
-                    self.await_return(ino, std::future::pending()).await?;
-                }
-                LockReply::Delegated | LockReply::Conflict(_) | LockReply::Queued(_) => {}
-            }
-        }
-    }
-
     /// One change of the state; whether somebody may wait for it.
-    fn apply(self: &Arc<Self>, change: &Change) -> bool {
+    fn apply(self: &Arc<Self>, by: SessionId, change: &Change) -> bool {
         let mut table = self.table.lock();
         let me = table.session;
         match change {
             Change::LockGranted { session, ino, lock, delegated } if Some(*session) == me => {
-                let known = table.tell_granted(*ino, lock);
-                if *delegated {
+                if !*delegated {
+                    if !table.tell_granted(*ino, lock, Told::Granted) {
+                        let (inner, ino, lock) = (self.clone(), *ino, *lock);
+                        self.runtime.spawn(async move { inner.propose(Op::Unlock { ino, lock }).await });
+                    }
+                } else if table.entries.contains_key(ino) {
+                    // It is being returned already, with what was held: this one has to ask again.
+                    table.tell_granted(*ino, lock, Told::Retry);
+                } else {
+                    let known = table.tell_granted(*ino, lock, Told::Granted);
                     let holder = LockHolder { session: *session, lock: *lock };
                     let entry = table.adopt(*ino);
                     if known {
@@ -584,17 +270,12 @@ impl Inner {
                     for surplus in table.surplus() {
                         self.start_return(&mut table, surplus);
                     }
-                } else if !known {
-                    let (inner, ino, lock) = (self.clone(), *ino, *lock);
-                    self.runtime.spawn(async move { inner.propose(Op::Unlock { ino, lock }).await });
                 }
             }
             Change::Recall { session, ino } if Some(*session) == me => self.recall(&mut table, *ino),
-            Change::LocksReturned(ino) => {
-                if table.entries.get(ino).is_some_and(|e| e.returning) {
-                    table.forget(*ino);
-                }
-            }
+            // Ours has arrived: what the state grants after it counts again.
+            Change::LocksReturned(ino) if Some(by) == me => table.forget(*ino),
+            Change::LocksReturned(_) => {}
             Change::Reaped(ino) => table.forget(*ino),
             Change::SessionClosed(session) if Some(*session) == me => table.reset(None),
             Change::SessionClosed(_) => {}
@@ -604,13 +285,9 @@ impl Inner {
     }
 
     fn recall(self: &Arc<Self>, table: &mut Table, ino: InodeId) {
-        // Unknown here it is a delegation whose reply is still on its way.
-        let ours = |record: LockRecord| record.delegated == table.session;
-        if !table.entries.contains_key(&ino) && !self.replica.locks(ino).is_ok_and(ours) {
-            return;
-        }
+        // Unknown here it was granted in a snapshot.
         let entry = table.adopt(ino);
-        if entry.recalled || entry.returning {
+        if entry.recalled || entry.returning.is_some() {
             return;
         }
         entry.recalled = true;
@@ -634,25 +311,30 @@ impl Inner {
         }
     }
 
-    /// Gives a delegation back; the entry goes when the state says that it has arrived.
+    /// Gives a delegation back. The entry stays, closed, until that was applied: a second return with what is
+    /// held now could meet a delegation of later.
     fn start_return(self: &Arc<Self>, table: &mut Table, ino: InodeId) {
-        let session = table.session;
-        let Some(held) = table.start_return(ino) else { return };
+        let Some((number, held)) = table.start_return(ino) else { return };
         let inner = self.clone();
         self.runtime.spawn(async move {
-            let still = || {
-                let table = inner.table.lock();
-                table.session == session && table.entries.get(&ino).is_some_and(|e| e.returning)
-            };
-            while still() {
+            let still = |table: &Table| table.entries.get(&ino).is_some_and(|e| e.returning == Some(number));
+            while still(&inner.table.lock()) {
                 let op = Op::ReturnDelegation { ino, held: held.clone() };
                 match inner.propose(op).await {
-                    Ok(_) => break,
+                    Ok(_) => {
+                        // Still there if the state knew of no delegation.
+                        let mut table = inner.table.lock();
+                        if still(&table) {
+                            table.forget(ino);
+                        }
+                        break;
+                    }
                     Err(e) if e.kind() == Kind::Fenced => break,
                     Err(e) => tracing::warn!(op = "return delegation", %ino, error = %e, "retried"),
                 }
                 inner.clock.sleep(RETRY_EVERY).await;
             }
+            inner.changed.notify_waiters();
         });
     }
 
@@ -663,6 +345,8 @@ impl Inner {
         let inodes: Vec<InodeId> = table.entries.keys().copied().collect();
         for ino in inodes {
             match self.replica.locks(ino) {
+                // A return that is under way ends by itself.
+                Ok(_) if table.entries.get(&ino).is_some_and(|e| e.returning.is_some()) => {}
                 Ok(record) if record.delegated != Some(me) => table.forget(ino),
                 Ok(record) if record.recalled => self.recall(&mut table, ino),
                 Ok(_) => {}
@@ -682,14 +366,5 @@ impl Inner {
             // Held or not: asking again for what one holds is answered at once.
             table.tell(id, Told::Retry);
         }
-    }
-}
-
-/// What a waiting request was told; `false` to ask again.
-fn heard(told: Result<Told, oneshot::error::RecvError>) -> Result<bool> {
-    match told {
-        Ok(Told::Granted) => Ok(true),
-        Ok(Told::Retry) => Ok(false),
-        Ok(Told::Fenced) | Err(_) => Err(Kind::Fenced.into()),
     }
 }

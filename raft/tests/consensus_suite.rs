@@ -1,5 +1,7 @@
 //! openraft's own test suite for stores, on the real log and state files.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
+
 use hfcache_raft::consensus::log_store::LogStore;
 use hfcache_raft::consensus::machine::Machine;
 use hfcache_raft::consensus::store::Store;

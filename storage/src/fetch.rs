@@ -159,8 +159,9 @@ impl Fetcher {
     /// [`Kind::Corrupt`] if all nodes were asked and too few good shards exist; [`Kind::Unavailable`] if
     /// too few answer; both name the chunk. [`Kind::Invalid`] for a range outside of it.
     pub async fn get(&self, chunk: ChunkRef, range: Range<u32>) -> Result<Bytes> {
-        if range.start > range.end || range.end > chunk.len || chunk.len > CHUNK_MAX || chunk.scheme.data == 0
-        {
+        let scheme = chunk.scheme;
+        let possible = scheme.data > 0 && scheme.data.checked_add(scheme.parity).is_some();
+        if range.start > range.end || range.end > chunk.len || chunk.len > CHUNK_MAX || !possible {
             return Err(Error::new(Kind::Invalid, format!("bytes {range:?} of {chunk:?}")));
         }
         if range.is_empty() {

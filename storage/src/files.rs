@@ -118,7 +118,15 @@ impl ShardFiles {
             if !self.has_room(at, need) {
                 continue;
             }
-            match self.write_to(at, header, parts) {
+            let written = self.write_to(at, header, parts).or_else(|e| match e.kind() {
+                // Someone removed the directory under our feet.
+                Kind::NotFound => {
+                    self.made.lock().clear();
+                    self.write_to(at, header, parts)
+                }
+                _ => Err(e),
+            });
+            match written {
                 Ok(()) => return Ok(at),
                 // One bad disk of several must not stop the node.
                 Err(e) => {

@@ -8,7 +8,7 @@ use hfcache_base::limits::MIB;
 use hfcache_base::seam::{Disk, DiskFile, LocalFile, LocalKey};
 use hfcache_base::{Error, Kind, Result};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ struct HotCopy {
 
 #[derive(Default)]
 struct State {
-    copies: HashMap<LocalKey, HotCopy>,
+    copies: BTreeMap<LocalKey, HotCopy>,
     /// Staging files by the address of their `HotFile`, which is unique while it lives.
     staged: HashMap<usize, Weak<HotFile>>,
     /// Counts up with each use: the order for eviction.
@@ -77,9 +77,9 @@ impl Hot {
 
     fn make(&self, len: u64) -> Result<Arc<HotFile>> {
         let path = self.dir.join(format!("{:08x}", self.next.fetch_add(1, Ordering::Relaxed)));
-        let file = self.disk.open(&path, true).or_else(|e| match e.kind() {
-            Kind::NoSpace if self.evict(MIB) => self.disk.open(&path, true),
-            _ => Err(e),
+        let file = self.disk.open(&path, true).or_else(|e| {
+            // Out of space, or out of descriptors: copies nobody holds have both.
+            if self.evict(MIB) { self.disk.open(&path, true) } else { Err(e) }
         })?;
         if len > 0 {
             file.set_len(len)?;
@@ -144,11 +144,9 @@ impl Hot {
             let used = state.clock;
             let old: Vec<LocalKey> = state
                 .copies
-                .iter()
-                .filter(|(k, c)| {
-                    k.ino == key.ino && k.version <= key.version && Arc::strong_count(&c.file) == 1
-                })
-                .map(|(k, _)| *k)
+                .range(LocalKey { ino: key.ino, version: 0 }..=key)
+                .filter(|(_, copy)| Arc::strong_count(&copy.file) == 1)
+                .map(|(old, _)| *old)
                 .collect();
             let mut gone: Vec<HotCopy> = old.iter().filter_map(|k| state.copies.remove(k)).collect();
             // If a reader already holds a copy of this very content, both stay right; new readers get ours.

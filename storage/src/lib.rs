@@ -13,6 +13,7 @@ pub mod hot;
 pub mod index;
 pub mod interval;
 pub mod local;
+pub mod pace;
 pub mod peers;
 pub mod plan;
 pub mod pool;
@@ -24,6 +25,6 @@ pub mod store;
 pub mod upkeep;
 
 pub use engine::RealDisk;
+pub use pace::Pace;
 pub use status::Redundancy;
 pub use store::{Store, StoreOptions};
-pub use upkeep::Pace;

@@ -19,12 +19,16 @@ pub struct LocalShards {
     files: Arc<ShardFiles>,
     /// What is here.
     pub index: Arc<Index>,
-    pool: Arc<IoPool>,
+    /// Threads that read, and threads that write and sync: a slow sync must not hold up reads.
+    readers: Arc<IoPool>,
+    writers: Arc<IoPool>,
     clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
     /// Rung when a shard turns out damaged.
     pub damage: Notify,
     damaged: Mutex<BTreeSet<ShardKey>>,
+    /// See [`LocalShards::confirm`].
+    gate: Mutex<()>,
 }
 
 impl LocalShards {
@@ -34,7 +38,8 @@ impl LocalShards {
     /// What the disks say.
     pub fn open(
         files: ShardFiles,
-        pool: Arc<IoPool>,
+        readers: Arc<IoPool>,
+        writers: Arc<IoPool>,
         clock: Arc<dyn Clock>,
         counters: Arc<Counters>,
     ) -> Result<Self> {
@@ -53,7 +58,17 @@ impl LocalShards {
         }
         counters.strangers.store(scan.strangers, Ordering::Relaxed);
         let (files, index) = (Arc::new(files), Arc::new(index));
-        Ok(Self { files, index, pool, clock, counters, damage: Notify::new(), damaged: Mutex::default() })
+        Ok(Self {
+            files,
+            index,
+            readers,
+            writers,
+            clock,
+            counters,
+            damage: Notify::new(),
+            damaged: Mutex::default(),
+            gate: Mutex::default(),
+        })
     }
 
     /// Stores a shard, synced.
@@ -62,7 +77,7 @@ impl LocalShards {
     /// [`Kind::NoSpace`] and whatever the disks say.
     pub async fn put(&self, header: Header, parts: Vec<Bytes>) -> Result<()> {
         let (files, index, since) = (self.files.clone(), self.index.clone(), self.clock.now());
-        self.pool
+        self.writers
             .run(move || {
                 let disk = files.write(&header, &parts)?;
                 // On the thread that wrote, so that a caller who gives up leaves no unknown file.
@@ -83,7 +98,7 @@ impl LocalShards {
         let held =
             self.index.get(key).ok_or_else(|| Error::new(Kind::NotFound, format!("no shard {key} here")))?;
         let files = self.files.clone();
-        let read = self.pool.run(move || files.read(held.disk, key, first, count)).await;
+        let read = self.readers.run(move || files.read(held.disk, key, first, count)).await;
         match read {
             Ok((header, data)) => Ok((header, data.into())),
             Err(e) => {
@@ -120,7 +135,7 @@ impl LocalShards {
     /// What the disk says; the shard then stays in the index.
     pub async fn remove(&self, key: ShardKey) -> Result<()> {
         let (files, index) = (self.files.clone(), self.index.clone());
-        self.pool
+        self.writers
             .run(move || {
                 let Some(held) = index.remove(key) else { return Ok(()) };
                 let removed = files.remove(held.disk, key);
@@ -130,6 +145,46 @@ impl LocalShards {
                 removed
             })
             .await
+    }
+
+    /// Which shards are here, said to someone who will delete others because of it. `same_map` tells whether
+    /// this node sees the map that the asker decides by; if not, there is no answer.
+    ///
+    /// Two nodes on different maps could else each rely on the other and both delete. Here an answer and a
+    /// [`LocalShards::give_up`] exclude each other, and both hold for one map only: a node that said yes by
+    /// a newer map can't go on with a deletion by an older one.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] on another map.
+    pub fn confirm(&self, keys: &[ShardKey], same_map: impl FnOnce() -> bool) -> Result<Vec<bool>> {
+        let _gate = self.gate.lock();
+        if !same_map() {
+            return Err(Error::new(Kind::Unavailable, "this node sees another cluster map"));
+        }
+        Ok(keys.iter().map(|key| self.index.has(*key)).collect())
+    }
+
+    /// Removes shards that others have confirmed, if this node still sees the map they were asked by.
+    ///
+    /// # Errors
+    /// As [`LocalShards::remove`]; [`Kind::Unavailable`] on another map.
+    pub async fn give_up(&self, keys: &[ShardKey], same_map: impl FnOnce() -> bool) -> Result<()> {
+        let taken: Vec<(ShardKey, Held)> = {
+            let _gate = self.gate.lock();
+            if !same_map() {
+                return Err(Error::new(Kind::Unavailable, "the cluster map has changed"));
+            }
+            keys.iter().filter_map(|key| Some((*key, self.index.remove(*key)?))).collect()
+        };
+        for (key, held) in taken {
+            let files = self.files.clone();
+            let removed = self.writers.run(move || files.remove(held.disk, key)).await;
+            if removed.is_err() {
+                self.index.insert(key, held);
+            }
+            removed?;
+        }
+        Ok(())
     }
 
     /// Removes all shards of a chunk; says how many.
@@ -150,6 +205,6 @@ impl LocalShards {
     /// If no thread is left to ask them.
     pub async fn space(&self) -> Result<Space> {
         let files = self.files.clone();
-        self.pool.run(move || Ok(files.space())).await
+        self.readers.run(move || Ok(files.space())).await
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hfcache_base::limits::BULK_FROM;
 use hfcache_base::meta::{ChunkRef, SharedMap};
 use hfcache_base::seam::{Call, Clock, Health, Meta, Moment, Net, ServiceId};
-use hfcache_base::{ChunkId, Error, Kind, NodeId, Result, wire};
+use hfcache_base::{ChunkId, Epoch, Error, Kind, NodeId, Result, wire};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -95,7 +95,9 @@ impl Peers {
         match self.net.call(to, call, wait).await {
             Ok(answer) => Ok((wire::decode(&answer.head)?, answer.body)),
             Err(e) => {
-                if matches!(e.kind(), Kind::TimedOut | Kind::Unavailable) {
+                // These may be refused by a node that is well.
+                let refused = matches!(request, Request::Confirm { .. } | Request::Drop(_));
+                if !refused && matches!(e.kind(), Kind::TimedOut | Kind::Unavailable) {
                     self.avoided.lock().insert(to, self.clock.now());
                 }
                 Err(e)
@@ -140,14 +142,26 @@ impl Peers {
         }
     }
 
-    /// Which of these shards a node has.
+    /// Which of these shards a node has. With an epoch, shards will be deleted because of the answer, and
+    /// there is one only from a node that sees the same map.
     ///
     /// # Errors
     /// As [`Peers::put`].
-    pub async fn has(&self, node: NodeId, keys: &[ShardKey], wait: Duration) -> Result<Vec<bool>> {
+    pub async fn has(
+        &self,
+        node: NodeId,
+        keys: &[ShardKey],
+        by: Option<Epoch>,
+        wait: Duration,
+    ) -> Result<Vec<bool>> {
         let mut all = Vec::with_capacity(keys.len());
         for part in keys.chunks(LIST_MAX) {
-            match self.call(node, &Request::Has(part.to_vec()), Vec::new(), false, wait).await?.0 {
+            let keys = part.to_vec();
+            let request = match by {
+                Some(epoch) => Request::Confirm { epoch, keys },
+                None => Request::Has(keys),
+            };
+            match self.call(node, &request, Vec::new(), false, wait).await?.0 {
                 Reply::Has(has) if has.len() == part.len() => all.extend(has),
                 other => return Err(unexpected(&other)),
             }

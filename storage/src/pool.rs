@@ -30,17 +30,17 @@ pub struct IoPool {
 }
 
 impl IoPool {
-    /// Starts `threads` threads with room for `queue` waiting jobs.
+    /// Starts `threads` threads, named `what`, with room for `queue` waiting jobs.
     ///
     /// # Errors
     /// If the system gives no threads.
-    pub fn new(threads: usize, queue: usize) -> Result<Self> {
+    pub fn new(what: &str, threads: usize, queue: usize) -> Result<Self> {
         let shared = Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new() });
         let mut pool =
             Self { shared, slots: Arc::new(Semaphore::new(queue.max(1) + threads)), threads: Vec::new() };
         for n in 0..threads.max(1) {
             let shared = pool.shared.clone();
-            let thread = std::thread::Builder::new().name(format!("disk-{n}")).spawn(move || work(&shared));
+            let thread = std::thread::Builder::new().name(format!("{what}-{n}")).spawn(move || work(&shared));
             pool.threads.push(thread.map_err(|e| Error::io(e).context("start disk thread"))?);
         }
         Ok(pool)
@@ -114,7 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn jobs_run_and_a_panic_is_an_error() {
-        let pool = IoPool::new(2, 4).unwrap();
+        let pool = IoPool::new("test", 2, 4).unwrap();
         assert_eq!(pool.run(|| Ok(7)).await.unwrap(), 7);
         let bad = pool.run(|| -> Result<()> { panic!("on purpose") }).await;
         assert_eq!(bad.unwrap_err().kind(), Kind::Internal);

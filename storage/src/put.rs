@@ -13,7 +13,7 @@ use crate::shard::{Header, ShardKey};
 use crate::status::Counters;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use hfcache_base::limits::CHUNK_MAX;
+use hfcache_base::limits::{CHUNK_MAX, COPY_MAX};
 use hfcache_base::meta::ChunkRef;
 use hfcache_base::placement::mix;
 use hfcache_base::seam::{Clock, Moment};
@@ -94,25 +94,19 @@ impl Putter {
                 .filter(|n| self.peers.alive(*n) && !learned.out.contains(n))
                 .collect();
             let usable: Vec<NodeId> = live.iter().copied().filter(|n| !learned.full.contains(n)).collect();
-            let scheme = Scheme::choose(usable.len(), len);
-            if !learned.full.is_empty()
-                && (usable.is_empty() || scheme.parity < Scheme::parity_for(live.len()))
-            {
-                return Err(Error::new(
-                    Kind::NoSpace,
-                    format!(
-                        "no room for chunk {id}: {} of {} live nodes are full",
-                        learned.full.len(),
-                        live.len()
-                    ),
-                ));
-            }
+            let Some(scheme) = scheme_for(live.len(), usable.len(), len) else {
+                let (full, live) = (learned.full.len(), live.len());
+                let why = format!("no room for chunk {id}: {full} of {live} live nodes are full");
+                return Err(Error::new(Kind::NoSpace, why));
+            };
             if usable.is_empty() {
                 let why = learned.last.unwrap_or_else(|| Error::from(Kind::Unavailable));
                 return Err(Error::new(Kind::Unavailable, "no storage node can be reached").with_source(why));
             }
             let shards = match encoded.take() {
                 Some((with, shards)) if with == scheme => shards,
+                // Copies take only a checksum: less than the way to another thread.
+                _ if scheme.data == 1 && len <= COPY_MAX => codec::encode(scheme, &data)?,
                 _ => {
                     let data = data.clone();
                     self.pool.run(move || codec::encode(scheme, &data)).await?
@@ -227,6 +221,18 @@ impl Putter {
     }
 }
 
+/// The scheme when `usable` of `live` nodes have room: survives as many losses as the live nodes promise, with
+/// fewer data shards if need be. `None` if even copies would not.
+fn scheme_for(live: usize, usable: usize, len: u32) -> Option<Scheme> {
+    let scheme = Scheme::choose(usable, len);
+    let promised = Scheme::parity_for(live);
+    if usable == live || scheme.parity >= promised && usable > 0 {
+        return Some(scheme);
+    }
+    let data = usable.checked_sub(usize::from(promised)).filter(|data| *data > 0)?;
+    Some(Scheme { data: (data as u8).min(scheme.data), parity: promised })
+}
+
 /// Where each shard goes first, and who else could take one, in order.
 fn places(
     map: &ClusterMap,
@@ -256,6 +262,24 @@ mod tests {
     fn map(nodes: u64) -> ClusterMap {
         let ids: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
         ClusterMap { table: hfcache_base::placement::assign(&[], &ids), ..ClusterMap::default() }
+    }
+
+    #[test]
+    fn full_nodes_never_lower_the_promise() {
+        for live in 1..=14usize {
+            for usable in 0..=live {
+                for len in [1, 1 << 24] {
+                    let promised = Scheme::parity_for(live);
+                    match scheme_for(live, usable, len) {
+                        Some(s) => {
+                            assert!(s.parity >= promised && s.data > 0, "{usable} of {live}: {s}");
+                            assert!(usize::from(s.total()) <= usable, "{usable} of {live}: {s}");
+                        }
+                        None => assert!(usable <= usize::from(promised), "{usable} of {live}"),
+                    }
+                }
+            }
+        }
     }
 
     #[test]

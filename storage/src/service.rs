@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hfcache_base::limits::CELL;
 use hfcache_base::seam::{Answer, Meta, Service};
-use hfcache_base::{ChunkId, Error, Kind, NodeId, Result, wire};
+use hfcache_base::{ChunkId, Epoch, Error, Kind, NodeId, Result, wire};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -42,6 +42,13 @@ pub enum Request {
     },
     /// How well data is protected as far as this node knows.
     Status,
+    /// Like `Has`, by someone who will delete shards if the answer is yes.
+    Confirm {
+        /// The map that the asker decides by; on another one there is no answer.
+        epoch: Epoch,
+        /// Which.
+        keys: Vec<ShardKey>,
+    },
 }
 
 /// An answer.
@@ -56,7 +63,7 @@ pub enum Reply {
         /// Checksums of the cells in the body.
         crcs: Vec<u32>,
     },
-    /// To `Has`, in the order of the request.
+    /// To `Has` and `Confirm`, in the order of the request.
     Has(Vec<bool>),
     /// To `Drop`: how many shards went.
     Dropped(u64),
@@ -89,9 +96,13 @@ impl ShardService {
         Self { local, meta, status: Box::new(status) }
     }
 
+    fn meta(&self) -> Result<Arc<dyn Meta>> {
+        self.meta.read().clone().ok_or_else(|| Error::new(Kind::Unavailable, "still starting"))
+    }
+
     /// The chunks of a list that no file refers to as far as this node knows.
     fn unused(&self, chunks: Vec<ChunkId>) -> Result<Vec<ChunkId>> {
-        let meta = self.meta.read().clone().ok_or_else(|| Error::new(Kind::Unavailable, "still starting"))?;
+        let meta = self.meta()?;
         let view = meta.read_stale();
         let mut unused = Vec::new();
         for chunk in chunks {
@@ -131,6 +142,11 @@ impl ShardService {
                 }
                 Reply::Dropped(dropped)
             }
+            Request::Confirm { epoch, keys } if keys.len() <= LIST_MAX => {
+                let meta = self.meta()?;
+                Reply::Has(self.local.confirm(&keys, || meta.map().epoch == epoch)?)
+            }
+            Request::Confirm { keys, .. } => return Err(too_long(keys.len())),
             Request::Has(keys) => return Err(too_long(keys.len())),
             Request::Drop(chunks) => return Err(too_long(chunks.len())),
             Request::List { after, limit } => {

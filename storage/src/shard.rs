@@ -131,7 +131,8 @@ impl Header {
         if self.key.data == 0 || usize::from(self.key.data) + usize::from(self.parity) > 255 {
             return Err("impossible scheme");
         }
-        if self.key.data == 1 && self.key.index.0 != 0 {
+        let total = if self.key.data == 1 { 1 } else { self.key.data + self.parity };
+        if self.key.index.0 >= total {
             return Err("impossible shard index");
         }
         if self.crcs.len() != (self.shard_len() as usize).div_ceil(CELL as usize) {

@@ -4,12 +4,13 @@ use crate::fetch::Fetcher;
 use crate::files::ShardFiles;
 use crate::hot::{Floors, Hot};
 use crate::local::LocalShards;
+use crate::pace::Pace;
 use crate::peers::Peers;
 use crate::pool::IoPool;
 use crate::put::Putter;
 use crate::service::ShardService;
 use crate::status::{Counters, Redundancy};
-use crate::upkeep::{Pace, Upkeep};
+use crate::upkeep::Upkeep;
 use async_trait::async_trait;
 use bytes::Bytes;
 use hfcache_base::limits::{CHUNK_TARGET, MIB};
@@ -37,7 +38,7 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// Randomness, for jitter.
     pub rng: Arc<dyn Rng>,
-    /// Threads for calls that block on disks.
+    /// Threads for calls that block on disks: so many that read, and so many that write and sync.
     pub threads: usize,
     /// Bytes of each disk that are never filled.
     pub reserve: u64,
@@ -94,7 +95,8 @@ impl Store {
     pub async fn open(options: StoreOptions) -> Result<Arc<Self>> {
         let StoreOptions { dir, disks, storage, disk, net, clock, rng, threads, reserve, hot_floor, pace } =
             options;
-        let pool = Arc::new(IoPool::new(threads, threads * 32)?);
+        let pool = Arc::new(IoPool::new("read", threads, threads * 32)?);
+        let writers = Arc::new(IoPool::new("write", threads, threads * 32)?);
         let counters = Arc::new(Counters::default());
         let meta: Arc<RwLock<Option<Arc<dyn Meta>>>> = Arc::default();
         let (hot, local) = {
@@ -112,7 +114,7 @@ impl Store {
                     victim.upgrade().is_some_and(|hot| hot.evict_for(root, bytes))
                 });
                 let files = ShardFiles::open(disk, roots, reserve, make_room)?;
-                let local = LocalShards::open(files, threads, clock, counters)?;
+                let local = LocalShards::open(files, threads, writers, clock, counters)?;
                 Ok((hot, Some(Arc::new(local))))
             };
             pool.run(open).await?

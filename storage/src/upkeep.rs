@@ -9,6 +9,7 @@
 use crate::codec;
 use crate::fetch::Fetcher;
 use crate::local::LocalShards;
+use crate::pace::Pace;
 use crate::peers::Peers;
 use crate::plan::{holders, judge, margin};
 use crate::pool::IoPool;
@@ -33,39 +34,6 @@ const REMEMBER_MAX: usize = 65_536;
 const PAGE: usize = 1_000;
 /// Chunks worked on between two looks at what is new.
 const BATCH: usize = 64;
-
-/// Times and bounds of the loop.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// Between two full passes when nothing happens.
-    pub full_pass: Duration,
-    /// First wait before a failed chunk is tried again; doubles up to `retry_max`.
-    pub retry_min: Duration,
-    /// See `retry_min`.
-    pub retry_max: Duration,
-    /// A shard of an unknown chunk is kept at least this long.
-    pub grace: Duration,
-    /// A freed chunk is deleted after this, so that reads that have begun can end.
-    pub freed_delay: Duration,
-    /// Chunks repaired at once.
-    pub concurrency: usize,
-    /// After each batch the loop rests this many hundredths of the time the batch took.
-    pub tranquility: u32,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            full_pass: Duration::from_secs(600),
-            retry_min: Duration::from_secs(1),
-            retry_max: Duration::from_secs(30),
-            grace: Duration::from_secs(600),
-            freed_delay: Duration::from_secs(5),
-            concurrency: 2,
-            tranquility: 50,
-        }
-    }
-}
 
 #[derive(Default)]
 struct Inbox {
@@ -448,10 +416,14 @@ impl Upkeep {
     }
 
     /// Which nodes have which of these shards, among those that answer.
-    async fn locate(&self, ask: HashMap<NodeId, Vec<ShardKey>>) -> HashMap<ShardKey, Vec<NodeId>> {
+    async fn locate(
+        &self,
+        ask: HashMap<NodeId, Vec<ShardKey>>,
+        by: Option<Epoch>,
+    ) -> HashMap<ShardKey, Vec<NodeId>> {
         let answers: Vec<(Vec<ShardKey>, NodeId, Result<Vec<bool>>)> = stream::iter(ask)
             .map(|(node, keys)| async move {
-                let has = self.peers.has(node, &keys, CALL_DEADLINE).await;
+                let has = self.peers.has(node, &keys, by, CALL_DEADLINE).await;
                 (keys, node, has)
             })
             .buffer_unordered(8)
@@ -479,7 +451,7 @@ impl Upkeep {
         }
         let keys: Vec<ShardKey> = missing.iter().map(|(_, key)| *key).collect();
         let others = map.nodes.values().filter(|n| n.storage && n.id != me && self.peers.alive(n.id));
-        let found = self.locate(others.map(|n| (n.id, keys.clone())).collect()).await;
+        let found = self.locate(others.map(|n| (n.id, keys.clone())).collect(), None).await;
         stream::iter(missing)
             .for_each_concurrent(self.pace.concurrency.max(1), |(chunk, key)| {
                 let holders = found.get(&key).cloned().unwrap_or_default();
@@ -527,34 +499,41 @@ impl Upkeep {
     async fn prune(&self, local: &Arc<LocalShards>, meta: &dyn Meta, chunks: &[ChunkRef]) {
         let (map, me) = (meta.map(), self.peers.me());
         let mut ask: HashMap<NodeId, Vec<ShardKey>> = HashMap::new();
-        let mut go = Vec::new();
         let mut surplus = Vec::new();
         for chunk in chunks {
             let verdict = judge(&map, me, *chunk, &have(local, *chunk));
-            go.extend(verdict.useless.iter().copied());
-            if !verdict.surplus.is_empty() {
-                for (node, key) in holders(&map, *chunk).into_iter().filter(|(node, _)| *node != me) {
-                    ask.entry(node).or_default().push(key);
+            for key in verdict.useless {
+                report(key, local.remove(key).await);
+            }
+            let holders = holders(&map, *chunk);
+            // While one of them is away it is no use asking the others.
+            let askable = holders.iter().all(|(node, _)| self.peers.alive(*node));
+            if verdict.surplus.is_empty() || verdict.missing.is_some() || !askable {
+                continue;
+            }
+            for (node, key) in holders.iter().filter(|(node, _)| *node != me) {
+                ask.entry(*node).or_default().push(*key);
+            }
+            surplus.push((holders, verdict.surplus));
+        }
+        let found = self.locate(ask, Some(map.epoch)).await;
+        for (holders, keys) in surplus {
+            let confirmed = |(node, key): &(NodeId, ShardKey)| {
+                *node == me || found.get(key).is_some_and(|nodes| nodes.contains(node))
+            };
+            if holders.iter().all(confirmed) {
+                for key in keys {
+                    report(key, local.give_up(&[key], || meta.map().epoch == map.epoch).await);
                 }
-                surplus.push((*chunk, verdict));
             }
         }
-        let found = self.locate(ask).await;
-        for (chunk, verdict) in surplus {
-            let safe = verdict.missing.is_none()
-                && holders(&map, chunk).iter().all(|(node, key)| {
-                    *node == me || found.get(key).is_some_and(|nodes| nodes.contains(node))
-                });
-            if safe {
-                go.extend(verdict.surplus);
-            }
-        }
-        for key in go {
-            match local.remove(key).await {
-                Ok(()) => tracing::debug!(shard = %key, "surplus shard is gone"),
-                Err(e) => tracing::warn!(shard = %key, "delete surplus shard: {e}"),
-            }
-        }
+    }
+}
+
+fn report(key: ShardKey, gone: Result<()>) {
+    match gone {
+        Ok(()) => tracing::debug!(shard = %key, "surplus shard is gone"),
+        Err(e) => tracing::warn!(shard = %key, "delete surplus shard: {e}"),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Local files: presence, fills that never overwrite, publishing, eviction.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod double;
 
 use double::{Cluster, FullableDisk, SharedDisk, TempDir, bytes};
@@ -133,7 +135,7 @@ fn a_full_disk_is_no_space() {
     disk.full.store(true, Ordering::Relaxed);
     assert_eq!(staged.write_at(b"x", 4).unwrap_err().kind(), Kind::NoSpace);
     assert_eq!(staged.fill_at(b"x", 4).unwrap_err().kind(), Kind::NoSpace);
-    assert_eq!(staged.missing(0..5), [4..5]);
+    assert_eq!(staged.missing(0..5), vec![4..5u64]);
     disk.full.store(false, Ordering::Relaxed);
     staged.write_at(b"x", 4).unwrap();
     // Below the floor nothing is staged at all: the rest belongs to the shards.
@@ -156,6 +158,6 @@ async fn through_the_store_and_over_a_restart() {
     drop((store, staged));
     cluster.kill(1).await;
     cluster.start(1, true).await;
-    assert_eq!(cluster.stores[&1].local(key(7, 1), 5).unwrap().missing(0..5), [0..5]);
+    assert_eq!(cluster.stores[&1].local(key(7, 1), 5).unwrap().missing(0..5), vec![0..5u64]);
     assert_eq!(std::fs::read_dir(cluster.dir(1).join("hot")).unwrap().count(), 1);
 }

@@ -1,5 +1,7 @@
 //! Every node ends up with what it should hold, and nothing is unreadable on the way.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod double;
 
 use double::{Cluster, Fault, pieces};

@@ -8,13 +8,14 @@ use super::file::File;
 use super::interval::IntervalSet;
 use super::staging::{PieceState, Stage};
 use super::write::PutJob;
-use super::{Core, Unsaved};
+use super::{Core, REQUEST_DEADLINE, Unsaved};
 use crate::ops::Reply;
 use hfcache_base::limits::{COMMIT_PIECES_MAX, INLINE_MAX, MIB};
 use hfcache_base::meta::{Attr, ChunkRef, Content, Extent, Op, Piece, Timestamp};
 use hfcache_base::meta::{Lock, LockKind, Reply as Answer};
-use hfcache_base::seam::LocalKey;
-use hfcache_base::{Error, InodeId, Kind, Result};
+use hfcache_base::seam::{LocalFile, LocalKey};
+use hfcache_base::{ChunkId, Error, InodeId, Kind, Result};
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +33,23 @@ struct Start {
     version: u64,
     /// The whole file, if it belongs into the inode.
     inline: Option<Vec<u8>>,
+}
+
+/// Pieces that are on the holders, by number, with the extents that will show them.
+type Put = Vec<(u64, Vec<Extent>)>;
+
+/// What of it the namespace has taken.
+#[derive(Default)]
+struct Saved {
+    /// Pieces.
+    pieces: Vec<u64>,
+    /// Their chunks.
+    chunks: HashSet<ChunkId>,
+    holes: Vec<Range<u64>>,
+    /// The whole file, in its inode.
+    inline: bool,
+    /// Attributes after the last commit.
+    attr: Option<Attr>,
 }
 
 impl Core {
@@ -146,7 +164,7 @@ impl Core {
     async fn drop_locks(&self, ino: InodeId, kind: LockKind, owner: u64) {
         let all = Lock { kind, owner, exclusive: false, start: 0, end: u64::MAX, pid: 0 };
         if !self.meta.unlock_local(ino, all)
-            && let Err(e) = self.meta.unlock(ino, all).await
+            && let Err(e) = self.within(REQUEST_DEADLINE, self.meta.unlock(ino, all)).await
         {
             tracing::warn!(ino = %ino, error = %e, "drop locks of a closed file");
         }
@@ -178,72 +196,74 @@ impl Core {
         self.writable()?;
         file.refresh(self).await?;
         let Some(start) = begin(file)? else { return Ok(()) };
+        let mut saved = Saved::default();
         let result = match &start.inline {
-            Some(bytes) => self.commit_inline(file, &start, bytes.clone()).await,
-            None => self.commit_chunks(file, &start).await,
+            Some(bytes) => self.commit_inline(file, &start, bytes.clone(), &mut saved).await,
+            None => self.commit_chunks(file, &start, &mut saved).await,
         };
-        let (reply, result) = match result {
-            Ok(attr) => (Some(attr), Ok(())),
-            Err(e) => (None, Err(e)),
-        };
-        let loaded = reply.as_ref().and_then(|_| self.meta.read_stale().content(file.ino).ok());
-        let publish = self.end(file, &start, reply, loaded);
-        if let Some((stage, base)) = publish {
-            let key = LocalKey { ino: file.ino, version: base.version() };
-            self.chunks.publish(stage, key);
+        if let Some((stage, version)) = self.end(file, &start, saved, result.is_ok()) {
+            self.chunks.publish(stage, LocalKey { ino: file.ino, version });
         }
         result
     }
 
-    /// The end of a flush: what was saved is the committed content now. Answers the staging file if it
-    /// holds the whole of it.
+    /// The end of a flush: what was saved becomes the committed content and stops being dirty, in one step,
+    /// so that a reader always finds it in one of the two. Answers the staging file if it holds the whole
+    /// content of a version.
     fn end(
         self: &Arc<Self>,
         file: &Arc<File>,
         start: &Start,
-        reply: Option<Attr>,
-        loaded: Option<(Attr, Content)>,
-    ) -> Option<(Arc<dyn hfcache_base::seam::LocalFile>, Arc<Base>)> {
+        saved: Saved,
+        complete: bool,
+    ) -> Option<(Arc<dyn LocalFile>, u64)> {
+        let loaded = match &saved.attr {
+            Some(_) => self.meta.read_stale().content(file.ino).ok(),
+            None => None,
+        };
         let mut publish = None;
         let mut carry = None;
+        let mut unwanted = Vec::new();
         let mut inner = file.inner.lock();
-        let (unwanted, clean) = match inner.dirty.as_mut() {
-            Some(dirty) => (dirty.end_flush(), dirty.is_clean()),
-            None => (Vec::new(), true),
-        };
-        if let Some(dirty) = inner.dirty.as_mut() {
-            dirty.eager = true;
-        }
-        if let Some(reply) = reply {
-            if inner.mtime == start.mtime {
-                inner.mtime = None;
+        if let (Some(after), Some((attr, content))) = (&saved.attr, loaded) {
+            if attr.data_version == after.data_version {
+                self.table.pages_advance(file.ino, start.version, attr.data_version);
+            } else {
+                self.table.pages_wrong(file.ino);
             }
-            match loaded {
-                Some((attr, content)) => {
-                    if attr.data_version == reply.data_version {
-                        self.table.pages_advance(file.ino, start.version, attr.data_version);
-                    } else {
-                        self.table.pages_wrong(file.ino);
-                    }
-                    let stage = inner.dirty.as_ref().map(|d| d.stage.clone());
-                    let mut base = Base::new(attr, content);
-                    if clean
-                        && start.inline.is_none()
-                        && let Some(Stage::File(stage)) = stage
-                    {
-                        if covers(&start.data, &base) && fill_holes(&start.data, stage.as_ref(), base.size())
-                        {
-                            base = Base::with_local(base.attr, base.content, Arc::clone(&stage));
-                            publish = Some(stage);
-                        } else if start.data.bytes() <= CARRY_MAX && reply.data_version == base.version() {
-                            carry = Some(stage);
-                        }
-                    }
-                    inner.install(Arc::new(base));
+            let mut base = Base::new(attr, content);
+            if let Some(dirty) = inner.dirty.as_mut() {
+                dirty.committed(&saved.pieces, &saved.holes);
+                if saved.inline {
+                    dirty.committed_inline(&start.data);
+                    unwanted.extend(dirty.abandon());
                 }
-                None => file.stale.store(true, Ordering::SeqCst),
+                if complete
+                    && dirty.is_clean()
+                    && base.version() == after.data_version
+                    && is_intact(&start.data, &base.content, &saved.chunks)
+                    && let Stage::File(stage) = &dirty.stage
+                {
+                    if covers(&start.data, &base) && fill_holes(&start.data, stage.as_ref(), base.size()) {
+                        base = Base::with_local(base.attr, base.content, Arc::clone(stage));
+                        publish = Some((Arc::clone(stage), base.version()));
+                    } else if start.data.bytes() <= CARRY_MAX {
+                        carry = Some(Arc::clone(stage));
+                    }
+                }
             }
-            if clean {
+            inner.install(Arc::new(base));
+        } else if saved.attr.is_some() {
+            // Committed and not to be seen: it stays dirty here and is committed once more.
+            file.stale.store(true, Ordering::SeqCst);
+        }
+        if complete && inner.mtime == start.mtime {
+            inner.mtime = None;
+        }
+        if let Some(dirty) = inner.dirty.as_mut() {
+            unwanted.extend(dirty.end_flush());
+            dirty.eager = true;
+            if dirty.is_clean() {
                 inner.dirty = None;
             }
         }
@@ -257,16 +277,11 @@ impl Core {
         if let Some(stage) = carry {
             self.carry(stage, &base, start.data.clone());
         }
-        publish.map(|stage| (stage, base))
+        publish
     }
 
     /// Copies the written part of a file into its new hot copy; the rest is fetched when it is read.
-    fn carry(
-        self: &Arc<Self>,
-        stage: Arc<dyn hfcache_base::seam::LocalFile>,
-        base: &Arc<Base>,
-        data: IntervalSet,
-    ) {
+    fn carry(self: &Arc<Self>, stage: Arc<dyn LocalFile>, base: &Arc<Base>, data: IntervalSet) {
         let (core, base) = (Arc::clone(self), Arc::clone(base));
         self.runtime.spawn_blocking(move || {
             let Some(local) = base.local(&core) else { return };
@@ -285,33 +300,40 @@ impl Core {
         });
     }
 
-    async fn commit_inline(&self, file: &File, start: &Start, bytes: Vec<u8>) -> Result<Attr> {
+    async fn commit_inline(
+        &self,
+        file: &File,
+        start: &Start,
+        bytes: Vec<u8>,
+        saved: &mut Saved,
+    ) -> Result<()> {
         let attr = self.propose(file.ino, vec![Piece::Inline(bytes)], start.size, start.mtime).await?;
-        let mut inner = file.inner.lock();
-        let unwanted = inner.dirty.as_mut().map(|dirty| {
-            dirty.committed(&[], &start.holes);
-            dirty.committed_inline(&start.data);
-            dirty.abandon()
-        });
-        drop(inner);
-        self.forget(unwanted.unwrap_or_default());
-        Ok(attr)
+        saved.attr = Some(attr);
+        saved.holes.clone_from(&start.holes);
+        saved.inline = true;
+        Ok(())
     }
 
-    async fn commit_chunks(self: &Arc<Self>, file: &Arc<File>, start: &Start) -> Result<Attr> {
-        let pieces = self.put_rest(file).await?;
-        let mut left: Vec<(u64, Vec<Extent>)> = pieces;
-        left.sort_by_key(|(_, extents)| extents.first().map(|e| e.offset));
+    async fn commit_chunks(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        start: &Start,
+        saved: &mut Saved,
+    ) -> Result<()> {
+        let mut pieces = self.put_rest(file).await?;
+        pieces.sort_by_key(|(_, extents)| extents.first().map(|e| e.offset));
+        let mut left = VecDeque::from(pieces);
         let mut holes = start.holes.as_slice();
         loop {
             let mut batch: Vec<Piece> = Vec::new();
             let mut ids = Vec::new();
-            while let Some((id, extents)) = left.first()
-                && batch.len() + extents.len() <= COMMIT_PIECES_MAX
+            let mut chunks = Vec::new();
+            while let Some((id, extents)) =
+                left.pop_front_if(|(_, extents)| batch.len() + extents.len() <= COMMIT_PIECES_MAX)
             {
-                batch.extend(extents.iter().copied().map(Piece::Chunk));
-                ids.push(*id);
-                left.remove(0);
+                chunks.extend(extents.first().map(|e| e.chunk.id));
+                batch.extend(extents.into_iter().map(Piece::Chunk));
+                ids.push(id);
             }
             let (now, later) = holes.split_at(holes.len().min(COMMIT_PIECES_MAX - batch.len()));
             holes = later;
@@ -327,12 +349,12 @@ impl Core {
                 }
             }
             let size = if done { start.size.max(end) } else { end };
-            let attr = self.propose(file.ino, batch, size, start.mtime).await?;
-            if let Some(dirty) = file.inner.lock().dirty.as_mut() {
-                dirty.committed(&ids, now);
-            }
+            saved.attr = Some(self.propose(file.ino, batch, size, start.mtime).await?);
+            saved.pieces.extend(ids);
+            saved.chunks.extend(chunks);
+            saved.holes.extend_from_slice(now);
             if done {
-                return Ok(attr);
+                return Ok(());
             }
         }
     }
@@ -344,36 +366,42 @@ impl Core {
         size: u64,
         mtime: Option<Timestamp>,
     ) -> Result<Attr> {
-        match self.meta.commit(Op::Commit { ino, pieces, size, mtime }).await? {
+        match self.commit(Op::Commit { ino, pieces, size, mtime }).await? {
             Answer::Attr(attr) | Answer::Entry { attr, .. } => Ok(attr),
             _ => self.meta.read_stale().attr(ino),
         }
     }
 
     /// Puts what is not put yet, and waits for all of it. Answers every piece with its extents.
-    async fn put_rest(self: &Arc<Self>, file: &Arc<File>) -> Result<Vec<(u64, Vec<Extent>)>> {
-        let jobs: Vec<PutJob> = {
-            let mut inner = file.inner.lock();
-            inner.put_error = None;
-            match inner.dirty.as_mut() {
-                Some(dirty) => {
-                    let groups = dirty.unput();
-                    let ids: Vec<u64> = groups.into_iter().map(|ranges| dirty.add_piece(ranges)).collect();
-                    ids.into_iter().filter_map(|id| PutJob::new(dirty, id)).collect()
-                }
-                None => Vec::new(),
+    async fn put_rest(self: &Arc<Self>, file: &Arc<File>) -> Result<Put> {
+        let mut again = true;
+        loop {
+            let (jobs, wanted) = {
+                let mut inner = file.inner.lock();
+                inner.put_error = None;
+                let Some(dirty) = inner.dirty.as_mut() else { return Ok(Vec::new()) };
+                let groups = dirty.unput();
+                let ids: Vec<u64> = groups.into_iter().map(|ranges| dirty.add_piece(ranges)).collect();
+                let jobs: Vec<PutJob> = ids.iter().filter_map(|id| PutJob::new(dirty, *id)).collect();
+                let wanted: Vec<u64> = dirty.pieces.keys().copied().collect();
+                (jobs, wanted)
+            };
+            let early = wanted.len() > jobs.len();
+            self.put_all(file, jobs);
+            match self.wait_for(file, &wanted).await {
+                // It may be an early put that failed, whose time had run out before the flush began.
+                Err(e) if again && early && e.kind().is_transient() => again = false,
+                result => return result,
             }
-        };
-        let wanted: Vec<u64> = match file.inner.lock().dirty.as_ref() {
-            Some(dirty) => dirty.pieces.keys().copied().collect(),
-            None => Vec::new(),
-        };
-        self.put_all(file, jobs);
+        }
+    }
+
+    async fn wait_for(&self, file: &File, wanted: &[u64]) -> Result<Put> {
         loop {
             let progress = file.progress.notified();
             tokio::pin!(progress);
             progress.as_mut().enable();
-            if let Some(done) = all_done(file, &wanted)? {
+            if let Some(done) = all_done(file, wanted)? {
                 return Ok(done);
             }
             progress.await;
@@ -382,7 +410,7 @@ impl Core {
 }
 
 /// Looks at the pieces of a flush: `None` while some are on their way.
-fn all_done(file: &File, wanted: &[u64]) -> Result<Option<Vec<(u64, Vec<Extent>)>>> {
+fn all_done(file: &File, wanted: &[u64]) -> Result<Option<Put>> {
     let inner = file.inner.lock();
     let Some(dirty) = inner.dirty.as_ref() else { return Ok(Some(Vec::new())) };
     let mut done = Vec::with_capacity(wanted.len());
@@ -466,13 +494,22 @@ fn begin(file: &File) -> Result<Option<Start>> {
     Ok(Some(start))
 }
 
+/// Whether the content has exactly these chunks where something was written: no one else wrote there between
+/// two commits of one flush.
+fn is_intact(data: &IntervalSet, content: &Content, chunks: &HashSet<ChunkId>) -> bool {
+    let ours = content.extents.iter().filter(|e| chunks.contains(&e.chunk.id));
+    let bytes: u64 =
+        ours.flat_map(|e| data.within(&(e.offset..e.end()))).map(|part| part.end - part.start).sum();
+    bytes == data.bytes()
+}
+
 /// Whether all bytes of chunks and of the inode were written here.
 fn covers(data: &IntervalSet, base: &Base) -> bool {
     let inline = (base.content.inline.len() as u64).min(base.size());
     data.gaps(&(0..base.size())).iter().all(|gap| gap.start >= inline && !base.has_extents(gap))
 }
 
-fn fill_holes(data: &IntervalSet, stage: &dyn hfcache_base::seam::LocalFile, size: u64) -> bool {
+fn fill_holes(data: &IntervalSet, stage: &dyn LocalFile, size: u64) -> bool {
     stage.set_len(size).is_ok() && data.gaps(&(0..size)).into_iter().all(|gap| stage.zero(gap).is_ok())
 }
 

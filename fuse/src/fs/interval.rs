@@ -70,11 +70,6 @@ impl IntervalSet {
         found
     }
 
-    /// Whether any byte of the range is in the set.
-    pub(crate) fn intersects(&self, range: &Range<u64>) -> bool {
-        !range.is_empty() && self.ranges.range(..range.end).next_back().is_some_and(|(_, &e)| e > range.start)
-    }
-
     /// The parts of the range that are not in the set, in order.
     pub(crate) fn gaps(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();
@@ -101,11 +96,6 @@ impl IntervalSet {
         for r in other.iter() {
             self.remove(r);
         }
-    }
-
-    /// First byte after the last range, 0 if there is none.
-    pub(crate) fn end(&self) -> u64 {
-        self.ranges.last_key_value().map_or(0, |(_, &e)| e)
     }
 
     /// How many bytes.
@@ -135,7 +125,7 @@ mod tests {
 
     #[test]
     fn it_is_a_set_of_bytes() {
-        for seed in 0..300 {
+        for seed in 0..30 {
             let mut draw = Draw(seed);
             let mut set = IntervalSet::default();
             let mut model = [false; 64];
@@ -164,13 +154,11 @@ mod tests {
         }
         assert_eq!(&flat, model, "{what}");
         assert_eq!(set.bytes(), model.iter().filter(|b| **b).count() as u64, "{what}");
-        assert_eq!(set.end(), model.iter().rposition(|b| *b).map_or(0, |p| p as u64 + 1), "{what}");
         for start in 0..=64u64 {
             for end in start..=64u64 {
                 let range = start..end;
                 let part = &model[start as usize..end as usize];
                 assert_eq!(set.contains(&range), part.iter().all(|b| *b), "{what} {range:?}");
-                assert_eq!(set.intersects(&range), part.iter().any(|b| *b), "{what} {range:?}");
                 let inside: u64 = set.within(&range).iter().map(|r| r.end - r.start).sum();
                 let outside: u64 = set.gaps(&range).iter().map(|r| r.end - r.start).sum();
                 assert_eq!(inside, part.iter().filter(|b| **b).count() as u64, "{what} {range:?}");

@@ -33,7 +33,9 @@ impl Cancels {
         let mut waiting = self.0.lock();
         match waiting.requests.remove(&unique) {
             // It may have ended by itself at this moment.
-            Some(cancel) => drop(cancel.send(())),
+            Some(cancel) => {
+                let _ = cancel.send(());
+            }
             None => {
                 if waiting.early.len() >= EARLY_MAX {
                     waiting.early.pop_front();
@@ -132,16 +134,25 @@ impl Core {
                 Err(_) => reply.fail(Kind::Canceled),
             }
         });
-        let inner = Reply::new(move |result| drop(send.send(result)));
+        let inner = Reply::new(move |result| {
+            // The receiver is the task above, which waits for nothing else.
+            let _ = send.send(result);
+        });
         self.cancellable(unique, limit, inner, async move { core.lock_patiently(ino, lock, wait).await });
     }
 
     /// A waiter outlives a change of the leader: the request is made again.
     async fn lock_patiently(&self, ino: InodeId, lock: Lock, wait: bool) -> Result<()> {
-        let until = self.clock.now().after(FETCH_DEADLINE);
+        let mut until = self.clock.now().after(FETCH_DEADLINE);
         let mut pause = RETRY_FIRST;
         loop {
-            match self.meta.lock(ino, lock, wait).await {
+            let asked = self.clock.now();
+            let result = self.meta.lock(ino, lock, wait).await;
+            if wait && self.clock.now().since(asked) > RETRY_MAX * 4 {
+                // It stood in the queue: what failed is new.
+                (until, pause) = (self.clock.now().after(FETCH_DEADLINE), RETRY_FIRST);
+            }
+            match result {
                 Err(e) if e.kind().is_transient() && self.clock.now() < until => {
                     self.clock.sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
@@ -181,7 +192,7 @@ impl Core {
             if core.meta.unlock_local(ino, lock) {
                 return Ok(());
             }
-            core.meta.unlock(ino, lock).await
+            core.within(REQUEST_DEADLINE, core.meta.unlock(ino, lock)).await
         });
     }
 

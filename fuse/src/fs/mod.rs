@@ -206,7 +206,7 @@ impl Core {
     /// Proposes a change of the namespace.
     async fn commit(&self, op: Op) -> Result<hfcache_base::meta::Reply> {
         self.writable()?;
-        self.meta.commit(op).await
+        self.within(REQUEST_DEADLINE, self.meta.commit(op)).await
     }
 
     fn writable(&self) -> Result<()> {

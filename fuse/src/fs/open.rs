@@ -120,8 +120,16 @@ impl Core {
                 let seen = core.known.seen();
                 let base = Arc::new(Base::new(attr.clone(), Default::default()));
                 let file = core.attach_base(base, false, seen)?;
-                // Someone may have written to it or removed it since it was made.
-                file.stale.store(true, Ordering::SeqCst);
+                // Who changed it before it stood in the table has not been heard.
+                let now = core.meta.read_stale().attr(attr.ino);
+                match now {
+                    Ok(now) if now.data_version == attr.data_version && now.nlink > 0 => {}
+                    Ok(now) if now.nlink > 0 => file.stale.store(true, Ordering::SeqCst),
+                    _ => {
+                        file.orphaned.store(true, Ordering::SeqCst);
+                        core.hold_orphan(attr.ino);
+                    }
+                }
                 core.opened(file, flags)
             } else {
                 if attr.kind != FileKind::File {

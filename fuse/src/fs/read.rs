@@ -179,8 +179,7 @@ impl Core {
         reply: Reply<Data>,
     ) {
         let handle = match self.table.handle(ino, handle) {
-            Ok(handle) if handle.read || handle.write => handle,
-            Ok(_) => return reply.fail(Kind::BadHandle),
+            Ok(handle) => handle,
             Err(kind) => return reply.fail(kind),
         };
         if handle.file.refresh_now(self) {

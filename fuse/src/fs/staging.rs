@@ -237,7 +237,8 @@ impl Dirty {
         }
         while let Some(window) = self.queue.pop_front() {
             if self.wants_window(window) {
-                return Some(self.add_piece(vec![window * WINDOW..(window + 1) * WINDOW]));
+                let all = window * WINDOW..(window + 1) * WINDOW;
+                return Some(self.add_piece(Vec::from([all])));
             }
         }
         None

@@ -20,8 +20,6 @@ pub(crate) struct Handle {
     pub(crate) file: Arc<File>,
     /// Opened for writing.
     pub(crate) write: bool,
-    /// Opened for reading.
-    pub(crate) read: bool,
     /// How it is read.
     pub(crate) readahead: Mutex<Readahead>,
 }
@@ -99,7 +97,6 @@ impl Table {
         let handle = Handle {
             file,
             write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
-            read: mode == libc::O_RDONLY || mode == libc::O_RDWR,
             readahead: Mutex::default(),
         };
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;

@@ -209,7 +209,6 @@ impl Core {
     }
 
     /// FALLOCATE.
-    #[expect(clippy::too_many_arguments, reason = "fallocate has them")]
     pub(crate) fn fallocate(
         self: &Arc<Self>,
         ino: InodeId,

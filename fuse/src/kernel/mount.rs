@@ -212,7 +212,9 @@ impl Mount {
             match rustix::mount::unmount(&self.point, UnmountFlags::NOFOLLOW) {
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => false,
                 Err(Errno::BUSY) => true,
-                Err(e) => return Err(Error::io(e.into()).context(format!("unmount {}", self.point.display()))),
+                Err(e) => {
+                    return Err(Error::io(e.into()).context(format!("unmount {}", self.point.display())));
+                }
             }
         };
         if !busy {
@@ -288,7 +290,8 @@ fn prepare(wanted: &Path) -> Result<PathBuf> {
     }
     let mut entries = std::fs::read_dir(&point).map_err(|e| Error::io(e).context(format!("list {shown}")))?;
     if entries.next().is_some() {
-        let message = format!("mount point {shown} is not empty: its files would be hidden. Choose another one");
+        let message =
+            format!("mount point {shown} is not empty: its files would be hidden. Choose another one");
         return Err(Error::new(Kind::NotEmpty, message));
     }
     Ok(point)

@@ -7,6 +7,20 @@
 //! - *pages*: locks each page, so it waits for READs of it that are under way.
 //! - *names*: one counter of the mount ("epoch", Linux 6.16). A name that was looked up under an older
 //!   number is looked up again at its next use, whatever its lifetime. Never waits.
+//!
+//! The epoch is a blunt tool: the kernel does not ask whether an old name still means the same inode, as it
+//! does when a lifetime ends, but drops it and looks it up afresh. Measured on Linux 6.18
+//! (`tests/kernel_epoch.rs`), after a notice *and* the next lookup of the name by anyone:
+//! - Files that are open, mapped or locked go on, and a process inside a directory goes on: a directory gets
+//!   its old place back when the lookup is answered.
+//! - But *while* that lookup is under way, `getcwd` of processes in that very directory fails with ENOENT.
+//!   So lookups must be quick, and notices rare.
+//! - `/proc/PID/fd` and `/proc/PID/maps` show an open file as `(deleted)` though it is not.
+//! - Something that is mounted at a directory inside our mount is unmounted.
+//!
+//! A name with no lifetime has none of these troubles: the kernel asks before each use, and keeps its name
+//! if the inode is the same. `FUSE_NOTIFY_INVAL_ENTRY` is no way out here: it takes the lock of the
+//! directory, which a `create` that waits for the cluster holds.
 
 use super::abi::{Small, notice};
 use super::device::Device;

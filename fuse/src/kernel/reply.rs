@@ -5,7 +5,6 @@ use crate::ops::{Entry, Opened, Row, StatFs};
 use hfcache_base::limits::NAME_MAX;
 use hfcache_base::meta::{Attr, Lock};
 
-
 /// Bytes of a `fuse_entry_out`.
 const ENTRY: usize = 128;
 /// Bytes of a `fuse_dirent` before the name.
@@ -192,7 +191,8 @@ mod tests {
         assert_eq!(created(&sample(), &open).as_slice().len(), 144);
         assert_eq!(written(1).as_slice().len(), 8);
         assert_eq!(statfs(&StatFs::default()).as_slice().len(), 80);
-        let asked = Lock { kind: LockKind::Posix, owner: 1, exclusive: true, start: 0, end: u64::MAX, pid: 0 };
+        let asked =
+            Lock { kind: LockKind::Posix, owner: 1, exclusive: true, start: 0, end: u64::MAX, pid: 0 };
         assert_eq!(lock(&asked, None).as_slice().len(), 24);
         assert_eq!(lock(&asked, Some(&asked)).as_slice()[8..16], OFFSET_MAX.to_ne_bytes());
     }

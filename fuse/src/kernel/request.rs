@@ -55,34 +55,101 @@ impl Iterator for Forgets<'_> {
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "operations and arguments carry the names of fuse.h")]
 pub enum Request<'a> {
-    Lookup { name: &'a [u8] },
+    Lookup {
+        name: &'a [u8],
+    },
     Forget,
     BatchForget(Forgets<'a>),
-    Getattr { handle: Option<u64> },
-    Setattr { handle: Option<u64>, set: SetAttr },
+    Getattr {
+        handle: Option<u64>,
+    },
+    Setattr {
+        handle: Option<u64>,
+        set: SetAttr,
+    },
     Readlink,
-    Make { name: &'a [u8], node: NewNode, mode: u32 },
-    Unlink { name: &'a [u8] },
-    Rmdir { name: &'a [u8] },
-    Rename { name: &'a [u8], new_parent: InodeId, new_name: &'a [u8], mode: RenameMode },
-    Link { ino: InodeId, name: &'a [u8] },
-    Open { flags: u32 },
-    Create { name: &'a [u8], mode: u32, flags: u32 },
-    Read { handle: u64, offset: u64, size: u32 },
-    Write { handle: u64, offset: u64, cached: bool, data: &'a [u8] },
-    Flush { handle: u64, lock_owner: u64 },
-    Fsync { handle: u64 },
-    Release { handle: u64, flock_owner: Option<u64> },
-    Fallocate { handle: u64, offset: u64, len: u64, mode: u32 },
+    Make {
+        name: &'a [u8],
+        node: NewNode,
+        mode: u32,
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    Rmdir {
+        name: &'a [u8],
+    },
+    Rename {
+        name: &'a [u8],
+        new_parent: InodeId,
+        new_name: &'a [u8],
+        mode: RenameMode,
+    },
+    Link {
+        ino: InodeId,
+        name: &'a [u8],
+    },
+    Open {
+        flags: u32,
+    },
+    Create {
+        name: &'a [u8],
+        mode: u32,
+        flags: u32,
+    },
+    Read {
+        handle: u64,
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        handle: u64,
+        offset: u64,
+        cached: bool,
+        data: &'a [u8],
+    },
+    Flush {
+        handle: u64,
+        lock_owner: u64,
+    },
+    Fsync {
+        handle: u64,
+    },
+    Release {
+        handle: u64,
+        flock_owner: Option<u64>,
+    },
+    Fallocate {
+        handle: u64,
+        offset: u64,
+        len: u64,
+        mode: u32,
+    },
     Opendir,
-    Readdir { handle: u64, cookie: u64, size: u32, plus: bool },
-    Releasedir { handle: u64 },
+    Readdir {
+        handle: u64,
+        cookie: u64,
+        size: u32,
+        plus: bool,
+    },
+    Releasedir {
+        handle: u64,
+    },
     Statfs,
-    LockTest { lock: Lock },
-    Lock { lock: Lock, wait: bool },
-    Unlock { lock: Lock },
+    LockTest {
+        lock: Lock,
+    },
+    Lock {
+        lock: Lock,
+        wait: bool,
+    },
+    Unlock {
+        lock: Lock,
+    },
     Init(InitIn),
-    Interrupt { unique: u64 },
+    Interrupt {
+        unique: u64,
+    },
     /// Nothing to do, and that is well.
     Nothing,
     /// Wants no answer, and nothing to do.
@@ -232,11 +299,7 @@ fn setattr<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
     let (uid, gid) = (body.u32()?, body.u32()?);
     let has = |bit: u32| valid & bit != 0;
     let time = |bit: u32, now: u32, seconds: u64, nanos: u32| {
-        if has(now) {
-            Some(SetTime::Now)
-        } else {
-            has(bit).then(|| SetTime::To(join_time(seconds, nanos)))
-        }
+        if has(now) { Some(SetTime::Now) } else { has(bit).then(|| SetTime::To(join_time(seconds, nanos))) }
     };
     // A new ctime comes only with the write-back cache, which is not asked for.
     let set = SetAttr {

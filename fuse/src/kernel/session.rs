@@ -55,7 +55,11 @@ impl Session {
     }
 
     /// Starts `threads` threads, spread over the queues.
-    pub(super) fn spawn(self: &Arc<Self>, threads: usize, runtime: Option<&tokio::runtime::Handle>) -> Result<()> {
+    pub(super) fn spawn(
+        self: &Arc<Self>,
+        threads: usize,
+        runtime: Option<&tokio::runtime::Handle>,
+    ) -> Result<()> {
         // Counted beforehand: the first thread may see the end before the last one has started.
         self.threads.store(threads, Ordering::Release);
         for (number, device) in self.queues.iter().cycle().take(threads).enumerate() {
@@ -165,7 +169,11 @@ impl Channel {
         };
         match request::decode(&header, body) {
             Err(Malformed) => {
-                warn!(opcode = header.opcode, len = bytes.len(), "the kernel sent a request that makes no sense");
+                warn!(
+                    opcode = header.opcode,
+                    len = bytes.len(),
+                    "the kernel sent a request that makes no sense"
+                );
                 self.error(header.unique, libc::EIO);
             }
             Ok(Request::Interrupt { unique }) => self.guarded(&header, || self.session.interrupt(unique)),

@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn reads_a_line_with_and_without_optional_fields() {
-        let line = br"36 35 0:52 / /mnt/a\040b\134 rw,nosuid shared:1 master:2 - fuse.hfcache hfcache rw,user_id=0";
+        let line =
+            br"36 35 0:52 / /mnt/a\040b\134 rw,nosuid shared:1 master:2 - fuse.hfcache hfcache rw,user_id=0";
         let mounted = parse(line).unwrap();
         assert_eq!(mounted.point, Path::new("/mnt/a b\\"));
         assert_eq!((mounted.major, mounted.minor, mounted.kind.as_str()), (0, 52, "fuse.hfcache"));

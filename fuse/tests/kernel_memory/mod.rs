@@ -1,19 +1,21 @@
 //! A small file system in memory, for tests of the kernel side on real mounts.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
 #![expect(dead_code, reason = "each test program uses its own part")]
+
+mod world;
 
 use bytes::Bytes;
 use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime, Timestamp};
 use hfcache_base::{InodeId, Kind, Result};
-use hfcache_fuse::kernel::{Mount, MountOptions};
 use hfcache_fuse::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row, StatFs};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+pub use world::*;
 
 struct Node {
     attr: Attr,
@@ -46,6 +48,8 @@ pub struct Memory {
     pub attr_ttl: AtomicU64,
     /// LOOKUPs so far.
     pub lookups: AtomicU64,
+    /// Each LOOKUP takes so many milliseconds.
+    pub slow_lookups: AtomicU64,
     /// READs so far.
     pub reads: AtomicU64,
     /// Every lock request that came in: who asked, what, and whether it may wait.
@@ -58,7 +62,7 @@ pub struct Memory {
     pub fallocated: Mutex<Vec<(u64, u64, u32)>>,
     /// READs answer from a local file, as the chunk store does.
     pub local: OnceLock<Arc<dyn hfcache_base::seam::LocalFile>>,
-    /// READs with this bit set wait until interrupted.
+    /// READs wait until interrupted.
     pub stuck_reads: AtomicBool,
     stuck: Mutex<HashMap<u64, Reply<Data>>>,
     /// The way back.
@@ -90,6 +94,7 @@ impl Default for Memory {
             entry_ttl: AtomicU64::new(0),
             attr_ttl: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
+            slow_lookups: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             asked: Mutex::default(),
             unlocked: Mutex::default(),
@@ -146,7 +151,14 @@ impl Tree {
         Ok(())
     }
 
-    fn make(&mut self, caller: Caller, parent: InodeId, name: &[u8], node: NewNode, mode: u32) -> Result<InodeId> {
+    fn make(
+        &mut self,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        node: NewNode,
+        mode: u32,
+    ) -> Result<InodeId> {
         if self.child(parent, name).is_ok() {
             return Err(Kind::Exists.into());
         }
@@ -239,6 +251,11 @@ impl Memory {
         self.stuck.lock().len()
     }
 
+    /// Ends the READs that are held back.
+    pub fn let_go(&self) {
+        self.stuck.lock().clear();
+    }
+
     /// Puts another file at a name, behind the kernel's back.
     pub fn replace(&self, name: &str, content: &[u8]) {
         let mut tree = self.tree.lock();
@@ -278,6 +295,7 @@ impl FileSystem for Memory {
     fn lookup(&self, _: Caller, parent: InodeId, name: &[u8], reply: Reply<Entry>) {
         self.lookups.fetch_add(1, Ordering::Relaxed);
         assert_ne!(name, b"panic", "a test asks for a panic");
+        std::thread::sleep(Duration::from_millis(self.slow_lookups.load(Ordering::Relaxed)));
         self.with(reply, |tree| {
             let ino = tree.child(parent, name)?;
             self.entry(tree, ino)
@@ -314,7 +332,15 @@ impl FileSystem for Memory {
         self.with(reply, |tree| Ok(tree.node(ino)?.data.clone()));
     }
 
-    fn make(&self, caller: Caller, parent: InodeId, name: &[u8], node: NewNode, mode: u32, reply: Reply<Entry>) {
+    fn make(
+        &self,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        node: NewNode,
+        mode: u32,
+        reply: Reply<Entry>,
+    ) {
         self.with(reply, |tree| {
             let ino = tree.make(caller, parent, name, node, mode)?;
             self.entry(tree, ino)
@@ -404,7 +430,7 @@ impl FileSystem for Memory {
         }
         self.with(reply, |tree| {
             let node = tree.node(ino)?;
-            let len = node.data.len();
+            let len = usize::try_from(node.attr.size).unwrap();
             let start = usize::try_from(offset).unwrap().min(len);
             let end = (start + size as usize).min(len);
             if let Some(file) = self.local.get() {
@@ -423,12 +449,13 @@ impl FileSystem for Memory {
             let node = tree.node(ino)?;
             if let Some(file) = self.local.get() {
                 file.write_at(data, offset)?;
+            } else {
+                if node.data.len() < end {
+                    node.data.resize(end, 0);
+                }
+                node.data[offset as usize..end].copy_from_slice(data);
             }
-            if node.data.len() < end {
-                node.data.resize(end, 0);
-            }
-            node.data[offset as usize..end].copy_from_slice(data);
-            node.attr.size = node.data.len() as u64;
+            node.attr.size = node.attr.size.max(end as u64);
             node.attr.allocated = node.attr.size;
             node.attr.mtime = now();
             Ok(u32::try_from(data.len()).unwrap())
@@ -533,82 +560,4 @@ impl FileSystem for Memory {
         self.stuck.lock().clear();
         self.unmounts.fetch_add(1, Ordering::SeqCst);
     }
-}
-
-/// An empty directory in `/tmp`, gone when dropped.
-pub struct TempDir(pub PathBuf);
-
-impl TempDir {
-    /// A new one.
-    pub fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("hfcache-kernel-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path.canonicalize().unwrap())
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        // Whatever a failed test left mounted here.
-        while mounts().iter().any(|point| point == &self.0) {
-            let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-        }
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Every mount point there is now.
-pub fn mounts() -> Vec<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
-}
-
-/// A mounted [`Memory`]. Unmounted before its directory goes.
-pub struct World {
-    /// The file system.
-    pub fs: Arc<Memory>,
-    /// The mount.
-    pub mount: Mount,
-    /// Where.
-    pub dir: TempDir,
-}
-
-impl World {
-    /// Mounts.
-    pub fn new() -> Self {
-        Self::with(|_| {})
-    }
-
-    /// Mounts with other options.
-    pub fn with(change: impl FnOnce(&mut MountOptions)) -> Self {
-        let dir = TempDir::new();
-        let fs = Arc::new(Memory::default());
-        let mut options = MountOptions::new(&dir.0);
-        change(&mut options);
-        let mount = Mount::start(options, Arc::clone(&fs) as Arc<dyn FileSystem>).unwrap();
-        Self { fs, mount, dir }
-    }
-
-    /// A path in the mount.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.0.join(name)
-    }
-}
-
-/// Waits until something is so, and gives up after a minute.
-pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..60_000 {
-        if so() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("never: {what}");
-}
-
-/// Whether nothing is mounted here.
-pub fn unmounted(path: &Path) -> bool {
-    !mounts().iter().any(|point| point == path)
 }

@@ -1,7 +1,7 @@
 //! One TCP connection of the bulk lane after its greeting: messages in sealed records.
 
 use super::buffers::{Buffers, SLACK};
-use crate::bounds::BULK_GATHER;
+use crate::bounds::{BULK_GATHER, BULK_STALL};
 use crate::frame::{FRAME_LEN, Frame};
 use bytes::Bytes;
 use hfcache_base::limits::{BULK_IDLE, BULK_RECORD};
@@ -117,7 +117,7 @@ impl Lane {
     async fn flush(&mut self) -> Result<()> {
         let mut at = 0;
         while at < self.out.len() {
-            match timeout(BULK_IDLE, self.stream.write(&self.out[at..])).await {
+            match timeout(BULK_STALL, self.stream.write(&self.out[at..])).await {
                 Ok(Ok(0)) => return Err(broken(ErrorKind::WriteZero.into())),
                 Ok(Ok(n)) => at += n,
                 Ok(Err(e)) => return Err(broken(e)),
@@ -170,8 +170,13 @@ impl Lane {
 
     /// Waits for the first byte of a message, however long, and reads its frame and head.
     pub(super) async fn receive_head(&mut self) -> Result<(Frame, Bytes)> {
-        self.stream.readable().await.map_err(broken)?;
-        let first = self.receive_record().await?;
+        let mut len = [0; LEN];
+        let got = match self.stream.read(&mut len).await.map_err(broken)? {
+            0 => return Err(broken(ErrorKind::UnexpectedEof.into())),
+            got => got,
+        };
+        read_exact(&mut self.stream, &mut len[got..]).await?;
+        let first = self.receive_sealed(u32::from_le_bytes(len) as usize).await?;
         let Some((start, rest)) = first.split_first_chunk::<FRAME_LEN>() else {
             return Err(protocol("the first record has no frame"));
         };
@@ -201,6 +206,10 @@ impl Lane {
 
     async fn receive_record(&mut self) -> Result<&[u8]> {
         let len = self.receive_len().await?;
+        self.receive_sealed(len).await
+    }
+
+    async fn receive_sealed(&mut self, len: usize) -> Result<&[u8]> {
         if len > BULK_RECORD {
             return Err(protocol(format!("a record of {len} bytes")));
         }

@@ -116,10 +116,21 @@ impl BulkPool {
             return Err(call);
         }
         let Ok(_slot) = self.slots.acquire().await else { return Err(call) };
-        let Some(mut lane) = self.lane(shared, connection).await else { return Err(call) };
+        // Whoever waited behind a peer that died must not dial it one after the other.
+        let lane = tokio::select! {
+            biased;
+            e = connection.closed() => return Ok(Err(rpc::lost(e))),
+            lane = self.lane(shared, connection) => lane,
+        };
+        let Some(mut lane) = lane else { return Err(call) };
         let frame =
             Frame { kind: Type::Call(call.service), deadline, head: call.head.len(), body: call.body_len() };
-        match lane.send(frame, &call.head, &call.body).await {
+        let sent = tokio::select! {
+            biased;
+            sent = lane.send(frame, &call.head, &call.body) => sent,
+            e = connection.closed() => return Ok(Err(rpc::lost(e))),
+        };
+        match sent {
             Ok(()) => {}
             // Its end never left, so the other side cannot have served it.
             Err(e) if e.kind() == Kind::Unavailable => return Err(call),

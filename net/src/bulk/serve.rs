@@ -2,7 +2,7 @@
 
 use super::lane::Lane;
 use super::{HELLO, MAGIC, NONCE, WELCOME, lane_keys};
-use crate::bounds::{BULK_GREETING, BULK_STRANGERS_MAX};
+use crate::bounds::{BULK_GREETING, BULK_SERVED_MAX, BULK_STRANGERS_MAX};
 use crate::frame::{Frame, Type, encode_error};
 use crate::random;
 use crate::rpc::check_answer;
@@ -39,7 +39,8 @@ pub(crate) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(permit) = strangers.clone().try_acquire_owned() else {
+        let permit = strangers.clone().try_acquire_owned().ok().filter(|_| lanes.len() < BULK_SERVED_MAX);
+        let Some(permit) = permit else {
             add(&shared.counters.refused, 1);
             continue;
         };

@@ -1,5 +1,6 @@
 //! Nodes of one cluster on loopback, for tests.
 #![expect(dead_code, reason = "each test file uses a part")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use async_trait::async_trait;
 use bytes::Bytes;

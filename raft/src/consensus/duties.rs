@@ -7,6 +7,7 @@ use crate::consensus::network::Node;
 use crate::consensus::propose::Proposer;
 use crate::consensus::store::Store;
 use crate::state::StateView;
+use hfcache_base::limits::CALL_DEADLINE;
 use hfcache_base::meta::Op;
 use hfcache_base::seam::{Clock, View};
 use hfcache_base::{ChunkId, Error, Kind, NodeId, NodeState, Result, Scheme};
@@ -108,10 +109,6 @@ impl Duties {
     fn group(&self) -> Option<Group> {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
-        if membership.get_joint_config().len() != 1 {
-            // A change is on its way.
-            return None;
-        }
         let replication = metrics.replication.as_ref()?;
         let last = metrics.last_log_index.unwrap_or(0);
         let seen = self.leader.seen();
@@ -129,6 +126,11 @@ impl Duties {
     }
 
     async fn change_membership(&self) -> Result<()> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if metrics.membership_config.membership().get_joint_config().len() > 1 {
+            // A leader died, or gave up waiting, between the two steps of a change: the second is due.
+            return self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await;
+        }
         let Some(group) = self.group() else { return Ok(()) };
         let Some(step) = plan(&self.store.map(), &group) else { return Ok(()) };
         tracing::info!(?step, "change membership");
@@ -142,10 +144,18 @@ impl Duties {
             Step::SetVoters(ids) => ChangeMembers::ReplaceAllVoters(raw(ids)),
             Step::Remove(ids) => ChangeMembers::RemoveNodes(raw(ids)),
         };
-        // A voter that goes stays a learner until the next step removes it.
-        let changed = self.raft.change_membership(change, true).await;
-        changed.map_err(|e| Error::new(Kind::Unavailable, e.to_string()))?;
-        Ok(())
+        self.change(change).await
+    }
+
+    async fn change(&self, change: ChangeMembers<u64, openraft::EmptyNode>) -> Result<()> {
+        tokio::select! {
+            // A voter that goes stays a learner until the next step removes it.
+            changed = self.raft.change_membership(change, true) => {
+                changed.map_err(|e| Error::new(Kind::Unavailable, e.to_string()))?;
+                Ok(())
+            }
+            () = self.clock.sleep(CALL_DEADLINE) => Err(Error::new(Kind::TimedOut, "no quorum answers")),
+        }
     }
 
     async fn reap(&self) -> Result<()> {

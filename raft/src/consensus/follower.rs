@@ -7,7 +7,7 @@ use crate::consensus::lease::{Held, session_holds};
 use crate::consensus::network::Node;
 use crate::consensus::store::Store;
 use crate::consensus::types::Batch;
-use hfcache_base::limits::{CALL_DEADLINE, LEASE_RENEW, READ_LEASE};
+use hfcache_base::limits::{CALL_DEADLINE, LEASE_RENEW, OPERATION_DEADLINE, READ_LEASE};
 use hfcache_base::seam::{Call, Clock, Moment, Net, Rng, ServiceId};
 use hfcache_base::{Error, Kind, NodeId, Result, SessionId, wire};
 use openraft::async_runtime::WatchReceiver;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// Shortest pause before the leader is asked again.
 const BACKOFF_MIN: Duration = Duration::from_millis(2);
@@ -33,6 +33,8 @@ pub struct SessionState {
     pub asked: Moment,
     /// It has ended: this run of the node can never act again.
     pub lost: bool,
+    /// The node is ending in order: a session that ends now is no failure.
+    pub closing: bool,
 }
 
 type ReadWaiter = oneshot::Sender<Result<()>>;
@@ -51,6 +53,8 @@ pub struct Follower {
     /// The leader this node follows, as Raft says.
     current: watch::Sender<Option<NodeId>>,
     reads: mpsc::Sender<ReadWaiter>,
+    /// The leader may be waiting for a report that nothing else would cause.
+    report: Notify,
 }
 
 impl Follower {
@@ -68,7 +72,8 @@ impl Follower {
         let (session, _) = watch::channel(SessionState::default());
         let (current, _) = watch::channel(None);
         let held = Mutex::new(Held::default());
-        (Self { me, net, clock, rng, store, raft, leader, held, session, current, reads }, queue)
+        let report = Notify::new();
+        (Self { me, net, clock, rng, store, raft, leader, held, session, current, reads, report }, queue)
     }
 
     /// The leader, as far as this node knows, and a way to see it change.
@@ -110,8 +115,21 @@ impl Follower {
         let first = self.session.send_if_modified(|s| !std::mem::replace(&mut s.lost, true));
         if first {
             self.held.lock().give_up();
+        }
+        if first && !self.session.borrow().closing {
             tracing::error!("this node's session has ended: it refuses all service until it is restarted");
         }
+    }
+
+    /// The node is ending: nothing is repeated from now on once [`Follower::closed`] is called as well.
+    pub fn closing(&self) {
+        self.session.send_modify(|s| s.closing = true);
+    }
+
+    /// The node has ended.
+    pub fn closed(&self) {
+        self.closing();
+        self.session_lost();
     }
 
     /// Until when a state that is read from now on is linearizable without asking anyone.
@@ -234,9 +252,13 @@ impl Follower {
                         answer(waiting);
                         continue;
                     }
+                    let clock = self.clock.clone();
                     tokio::spawn(async move {
-                        store.wait_applied(index).await;
-                        answer(waiting);
+                        // A node that was removed may never get there; its readers gave up long before.
+                        tokio::select! {
+                            () = store.wait_applied(index) => answer(waiting),
+                            () = clock.sleep(OPERATION_DEADLINE) => {}
+                        }
                     });
                 }
                 Err(e) => {
@@ -257,6 +279,12 @@ impl Follower {
             if let Some(leader) = leader {
                 match self.try_with(leader, self.renew_once(leader)).await {
                     Ok(renewed) => self.renewed(asked, renewed),
+                    Err(e) if e.kind() == Kind::Unauthorized => {
+                        tracing::warn!(error = %e, %leader, "renew lease");
+                        if self.session.borrow().id.is_some() {
+                            self.session_lost();
+                        }
+                    }
                     Err(e) => tracing::debug!(error = %e, %leader, "renew lease"),
                 }
             }
@@ -268,7 +296,7 @@ impl Follower {
         }
     }
 
-    async fn renew_once(&self, leader: NodeId) -> Result<(Option<SessionId>, Renewed)> {
+    async fn renew_once(&self, leader: NodeId) -> Result<(Option<SessionId>, u64, Renewed)> {
         let session = self.session.borrow().id;
         let applied = self.store.applied_index();
         let renewed = if leader == self.me {
@@ -276,10 +304,10 @@ impl Follower {
         } else {
             self.ask(leader, &MetaCall::Renew { session, applied }, READ_LEASE).await?
         };
-        Ok((session, renewed))
+        Ok((session, applied, renewed))
     }
 
-    fn renewed(&self, asked: Moment, (session, renewed): (Option<SessionId>, Renewed)) {
+    fn renewed(&self, asked: Moment, (session, applied, renewed): (Option<SessionId>, u64, Renewed)) {
         if session.is_some() {
             if !renewed.session {
                 return self.session_lost();
@@ -293,6 +321,10 @@ impl Follower {
             && !self.session.borrow().lost
         {
             self.held.lock().granted(asked, index);
+            if self.store.applied_index() > applied {
+                // Applied while the grant was on its way, and not reported for want of a lease.
+                self.report.notify_one();
+            }
         }
     }
 
@@ -301,8 +333,9 @@ impl Follower {
         let mut applied = self.store.applied();
         let mut tries = 0;
         loop {
-            if applied.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = applied.changed() => if changed.is_err() { return },
+                () = self.report.notified() => {}
             }
             loop {
                 let index = *applied.borrow_and_update();

@@ -8,13 +8,13 @@ use crate::consensus::types::Batch;
 use crate::state::StateView;
 use async_trait::async_trait;
 use bytes::Bytes;
-use hfcache_base::limits::{READ_LEASE, SUSPECT_AFTER};
+use hfcache_base::limits::{PROPOSAL_BATCH_MAX, READ_LEASE, SUSPECT_AFTER};
 use hfcache_base::seam::{Answer, Clock, Moment, Service, View};
 use hfcache_base::{Error, Kind, NodeId, Result, SessionId, wire};
 use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::linearizable_read::LinearizerOption;
-use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -52,7 +52,15 @@ impl Leader {
     /// The leader's side of a node, idle until the node leads.
     pub fn new(raft: Node, store: Arc<Store>, clock: Arc<dyn Clock>, vote_lease: Duration) -> Self {
         let (moved, _) = watch::channel(());
-        Self { raft, store, clock, vote_lease, term: Mutex::new(None), moved, founder: AtomicBool::new(false) }
+        Self {
+            raft,
+            store,
+            clock,
+            vote_lease,
+            term: Mutex::new(None),
+            moved,
+            founder: AtomicBool::new(false),
+        }
     }
 
     /// This node is about to found a cluster.
@@ -175,6 +183,19 @@ impl Leader {
         })
     }
 
+    /// Refuses those who are no members, if this node leads and so must know.
+    async fn check_member(&self, node: NodeId) -> Result<()> {
+        let member = || self.store.map().nodes.contains_key(&node);
+        if !member() {
+            let (index, _) = self.confirm().await?;
+            self.store.wait_applied(index).await;
+            if !member() {
+                return Err(Error::new(Kind::Unauthorized, format!("{node} is no member")));
+            }
+        }
+        Ok(())
+    }
+
     fn in_term<T>(&self, term: u64, act: impl FnOnce(&mut Term, Moment) -> T) -> Result<T> {
         match self.term.lock().as_mut() {
             Some(t) if t.term == term => Ok(act(t, self.clock.now())),
@@ -247,11 +268,14 @@ fn answer<T: serde::Serialize>(value: &T) -> Answer {
 #[async_trait]
 impl Service for Leader {
     async fn serve(&self, from: NodeId, head: Bytes, _body: Bytes) -> Result<Answer> {
-        if !self.store.map().nodes.contains_key(&from) {
-            return Err(Error::new(Kind::Unauthorized, format!("{from} is no member")));
-        }
+        self.check_member(from).await?;
         Ok(match wire::decode::<MetaCall>(&head)? {
-            MetaCall::Propose(batch) => answer(&self.propose(batch).await?),
+            MetaCall::Propose(batch) => {
+                if batch.0.len() > PROPOSAL_BATCH_MAX {
+                    return Err(Error::new(Kind::Protocol, "too many commands in one entry"));
+                }
+                answer(&self.propose(batch).await?)
+            }
             MetaCall::ReadIndex => answer(&self.read_index().await?),
             MetaCall::Renew { session, applied } => answer(&self.renew(from, session, applied).await?),
             MetaCall::Applied(index) => {
@@ -265,4 +289,3 @@ impl Service for Leader {
         })
     }
 }
-

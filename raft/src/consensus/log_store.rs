@@ -154,10 +154,7 @@ impl LogStore {
         memory.vote.is_none() && memory.last.is_none()
     }
 
-    async fn write(
-        &self,
-        job: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Job,
-    ) -> Result<(), io::Error> {
+    async fn write(&self, job: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Job) -> Result<(), io::Error> {
         let (done, wait) = oneshot::channel();
         self.jobs.send(job(done)).await.map_err(|_| stopped())?;
         wait.await.map_err(|_| stopped())?

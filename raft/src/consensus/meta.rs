@@ -10,9 +10,7 @@ use crate::locks::{LocalLocks, Propose, Replica};
 use crate::state::{LockRecord, StateView};
 use async_trait::async_trait;
 use hfcache_base::limits::CALL_DEADLINE;
-use hfcache_base::meta::{
-    Applied, Change, Lock, LockHolder, LockKind, Op, RaftStatus, Reply, SharedMap,
-};
+use hfcache_base::meta::{Applied, Change, Lock, LockHolder, LockKind, Op, RaftStatus, Reply, SharedMap};
 use hfcache_base::seam::{ChangeSink, Meta, Moment, View};
 use hfcache_base::{ChunkId, Error, InodeId, Kind, Result};
 use std::ops::Bound;

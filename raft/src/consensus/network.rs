@@ -48,11 +48,21 @@ enum RaftCall {
     PreVote(VoteRequest<Types>),
     Transfer(TransferLeaderRequest<Types>),
     /// A snapshot of `len` bytes follows.
-    SnapshotStart { id: u64, vote: Vote, meta: SnapshotMeta, len: u64 },
+    SnapshotStart {
+        id: u64,
+        vote: Vote,
+        meta: SnapshotMeta,
+        len: u64,
+    },
     /// The body belongs at this offset.
-    SnapshotPiece { id: u64, offset: u64 },
+    SnapshotPiece {
+        id: u64,
+        offset: u64,
+    },
     /// Everything was sent. Answered with `None` while it is being installed: ask again.
-    SnapshotEnd { id: u64 },
+    SnapshotEnd {
+        id: u64,
+    },
 }
 
 /// Makes senders.
@@ -289,7 +299,10 @@ impl Receiver {
             if offset != incoming.arrived || offset + body.len() as u64 > incoming.len {
                 return Err(Error::new(Kind::Protocol, "piece of a snapshot out of place"));
             }
-            incoming.file.take().ok_or_else(|| Error::new(Kind::Protocol, "two pieces of a snapshot at once"))?
+            incoming
+                .file
+                .take()
+                .ok_or_else(|| Error::new(Kind::Protocol, "two pieces of a snapshot at once"))?
         };
         let len = body.len() as u64;
         let back = blocking(move || {
@@ -411,7 +424,8 @@ pub fn clean_dir(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(e).context(format!("make {}", dir.display())))?;
     for entry in std::fs::read_dir(dir).map_err(Error::io)? {
         let path = entry.map_err(Error::io)?.path();
-        std::fs::remove_file(&path).map_err(|e| Error::io(e).context(format!("remove {}", path.display())))?;
+        std::fs::remove_file(&path)
+            .map_err(|e| Error::io(e).context(format!("remove {}", path.display())))?;
     }
     Ok(())
 }

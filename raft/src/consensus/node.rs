@@ -242,13 +242,16 @@ impl Consensus {
     /// # Errors
     /// [`Kind::Exists`] when this node is or was a member of a cluster; as a proposal.
     pub async fn initialize(&self, add: Op) -> Result<hfcache_base::Node> {
-        if self.had_state {
+        if !self.store.map().nodes.is_empty() {
             return Err(Error::new(Kind::Exists, "this node already belongs to a cluster"));
         }
-        self.leader.found();
-        let members = BTreeMap::from([(self.me.0, EmptyNode::default())]);
-        let founded = self.raft.initialize(members).await;
-        founded.map_err(|e| Error::new(Kind::Exists, e.to_string()).context("found cluster"))?;
+        // A node with a log but no member died while it founded its cluster: it goes on from there.
+        if !self.had_state {
+            self.leader.found();
+            let members = BTreeMap::from([(self.me.0, EmptyNode::default())]);
+            let founded = self.raft.initialize(members).await;
+            founded.map_err(|e| Error::new(Kind::Exists, e.to_string()).context("found cluster"))?;
+        }
         match self.proposer.commit_for_cluster(add).await? {
             Reply::Node(node) if node.id == self.me => Ok(*node),
             other => Err(Error::new(Kind::Internal, format!("first node answered with {other:?}"))),
@@ -332,6 +335,7 @@ impl Consensus {
     /// # Errors
     /// Whatever the disk says; the log still has everything then.
     pub async fn shutdown(&self) -> Result<()> {
+        self.follower.closing();
         if let Ok(session) = self.follower.live_session() {
             let goodbye = self.proposer.commit_for_cluster(Op::CloseSessions(vec![session]));
             if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
@@ -346,6 +350,7 @@ impl Consensus {
 
     /// Ends this node at once, as a crash would, but frees its files.
     pub async fn stop(&self) {
+        self.follower.closed();
         if let Err(e) = self.raft.shutdown().await {
             tracing::warn!(error = %e, "stop Raft");
         }
@@ -356,6 +361,7 @@ impl Consensus {
         for task in tasks {
             let _aborted = task.await;
         }
+        self.store.unsubscribe_all();
     }
 
     /// Lets another voter lead, so that the cluster need not notice this node's end by silence.
@@ -421,6 +427,8 @@ async fn watch_session(
 ) {
     if session.wait_for(|s| s.lost).await.is_ok() {
         locks.set_session(None);
-        failure.send_replace(Some(Failure::SessionLost));
+        if !session.borrow().closing {
+            failure.send_replace(Some(Failure::SessionLost));
+        }
     }
 }

@@ -126,6 +126,8 @@ impl Proposer {
     async fn send(&self, batch: &Batch, until: Moment) -> Result<Vec<Result<Reply, Kind>>> {
         let mut tries = 0;
         let mut session = self.follower.session();
+        // The cluster's own operations go on while this node's session ends, until the node does.
+        let own = batch.0.first().is_some_and(|c| c.session != SessionId(0));
         loop {
             let left = until.since(self.clock.now());
             if left.is_zero() {
@@ -142,7 +144,7 @@ impl Proposer {
             let done = tokio::select! {
                 done = once => done,
                 () = self.clock.sleep(left.min(OPERATION_DEADLINE)) => Err(Kind::TimedOut.into()),
-                _ = session.wait_for(|s| s.lost) => {
+                _ = session.wait_for(|s| s.lost && (own || s.closing)) => {
                     return Err(Error::new(Kind::Fenced, "this node's session has ended"));
                 }
             };

@@ -12,7 +12,7 @@
 
 use crate::consensus::store::{self, Store};
 use crate::consensus::types::SnapshotMeta;
-use crate::kv_redb::{Reader, Writer, failed};
+use crate::kv_redb::{Reader, Visit, Writer, failed};
 use hfcache_base::{Error, Kind, Result, wire};
 use redb::{Database, Durability};
 use std::fs::File;
@@ -138,7 +138,7 @@ pub fn write_file(reader: &Reader, meta: &SnapshotMeta, path: &Path) -> Result<u
 }
 
 /// Reads the head of a snapshot file and shows its pairs. Blocks.
-fn read_file(path: &Path, pair: &mut dyn FnMut(&[u8], &[u8]) -> Result<()>) -> Result<SnapshotMeta> {
+fn read_file(path: &Path, pair: &mut Visit<'_>) -> Result<SnapshotMeta> {
     let file = File::open(path).map_err(|e| Error::io(e).context("open snapshot file"))?;
     let mut input = Summed { inner: BufReader::with_capacity(1 << 20, file), crc: 0 };
     let mut head = [0; MAGIC.len() + 1];
@@ -234,8 +234,7 @@ mod tests {
     use crate::kv::{Read as _, Table, Write as _};
 
     fn sample() -> Database {
-        let db =
-            Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()).unwrap();
+        let db = Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()).unwrap();
         let txn = db.begin_write().unwrap();
         {
             let mut writer = Writer::new(&txn).unwrap();

@@ -54,9 +54,9 @@ pub(crate) fn open_database(path: &Path, cache: usize) -> Result<Database> {
 
 /// Makes the names in a directory survive a power cut.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| {
-        Error::io(e).context(format!("sync {}", dir.display()))
-    })
+    std::fs::File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| Error::io(e).context(format!("sync {}", dir.display())))
 }
 
 /// The state, shared by the state machine that writes it and everyone who reads.
@@ -133,6 +133,11 @@ impl Store {
     /// Tells a sink of every change from now on.
     pub fn subscribe(&self, sink: Arc<dyn ChangeSink>) {
         self.sinks.write().push(sink);
+    }
+
+    /// Forgets all sinks: they may hold this state themselves.
+    pub fn unsubscribe_all(&self) {
+        self.sinks.write().clear();
     }
 
     /// Runs `change` in one transaction that later readers see at once, and that is on disk after the

@@ -28,8 +28,8 @@ pub(crate) struct Entry {
     pub queue: Queue,
     /// Called back: no new lock is given, unlocks are still local.
     pub recalled: bool,
-    /// On its way back: nothing is local until it has arrived.
-    pub returning: bool,
+    /// On its way back, under this number: nothing is local until it has arrived.
+    pub returning: Option<u64>,
     used: u64,
 }
 
@@ -105,7 +105,7 @@ impl Table {
         }
         let used = self.number();
         let Some(entry) = self.entries.get_mut(&ino) else { return Attempt::Ask };
-        if entry.recalled || entry.returning {
+        if entry.recalled || entry.returning.is_some() {
             return Attempt::Busy;
         }
         entry.used = used;
@@ -145,10 +145,10 @@ impl Table {
         found.is_some_and(|id| self.tell(id, told))
     }
 
-    /// Tells a request to the state for exactly this lock that it is held.
-    pub fn tell_granted(&mut self, ino: InodeId, lock: &Lock) -> bool {
-        self.tell_first(ino, lock, |place| place == Place::State, Told::Granted)
-            || self.tell_first(ino, lock, |place| place == Place::Proposed, Told::Granted)
+    /// Tells a request to the state for exactly this lock what became of it; `false` if there is none.
+    pub fn tell_granted(&mut self, ino: InodeId, lock: &Lock, told: Told) -> bool {
+        self.tell_first(ino, lock, |place| place == Place::State, told)
+            || self.tell_first(ino, lock, |place| place == Place::Proposed, told)
     }
 
     pub fn tell(&mut self, id: u64, told: Told) -> bool {
@@ -166,7 +166,7 @@ impl Table {
         if self.is_undoing(ino, &lock) {
             return None;
         }
-        let entry = self.entries.get_mut(&ino).filter(|e| !e.returning)?;
+        let entry = self.entries.get_mut(&ino).filter(|e| e.returning.is_none())?;
         let mut granted = Vec::new();
         entry.queue.unlock(&LockHolder { session, lock }, &mut granted);
         self.grant(ino, &granted);
@@ -191,13 +191,14 @@ impl Table {
     }
 
     /// Closes a delegated inode and says what is held there; `None` if that was done before.
-    pub fn start_return(&mut self, ino: InodeId) -> Option<Vec<Lock>> {
-        let entry = self.entries.get_mut(&ino).filter(|e| !e.returning)?;
-        entry.returning = true;
+    pub fn start_return(&mut self, ino: InodeId) -> Option<(u64, Vec<Lock>)> {
+        let number = self.number();
+        let entry = self.entries.get_mut(&ino).filter(|e| e.returning.is_none())?;
+        entry.returning = Some(number);
         entry.queue.waiting.clear();
         let held = entry.queue.held.iter().map(|h| h.lock).collect();
         self.retry_local(ino);
-        Some(held)
+        Some((number, held))
     }
 
     /// A delegation is gone.
@@ -219,7 +220,8 @@ impl Table {
         if self.entries.len() <= DELEGATIONS_MAX {
             return Vec::new();
         }
-        let idle = self.entries.iter().filter(|(_, e)| e.queue.is_empty() && !e.recalled && !e.returning);
+        let idle =
+            self.entries.iter().filter(|(_, e)| e.queue.is_empty() && !e.recalled && e.returning.is_none());
         let mut idle: Vec<(u64, InodeId)> = idle.map(|(ino, e)| (e.used, *ino)).collect();
         idle.sort_unstable();
         idle.into_iter().take(GIVE_BACK).map(|(_, ino)| ino).collect()
@@ -239,5 +241,28 @@ impl Table {
     /// Whether an owner has asked the state for anything that is not decided.
     pub fn asks(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool {
         self.requests.values().any(|r| (r.ino, r.lock.kind, r.lock.owner) == (ino, kind, owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_delegations_go_back_oldest_first() {
+        let mut table = Table { session: Some(SessionId(1)), ..Table::default() };
+        for n in 1..=DELEGATIONS_MAX as u64 {
+            table.adopt(InodeId(n));
+        }
+        assert!(table.surplus().is_empty());
+        let lock = Lock { kind: LockKind::Flock, owner: 1, exclusive: true, start: 0, end: u64::MAX, pid: 1 };
+        // One is held, one was used just now.
+        assert!(matches!(table.attempt(InodeId(1), lock, false), Attempt::Granted));
+        assert!(matches!(table.attempt(InodeId(2), lock, false), Attempt::Granted));
+        assert_eq!(table.unlock(InodeId(2), lock), Some(Ok(())));
+        table.adopt(InodeId(99_999));
+        let surplus = table.surplus();
+        assert_eq!(surplus.first(), Some(&InodeId(3)));
+        assert_eq!(surplus.len(), GIVE_BACK);
     }
 }

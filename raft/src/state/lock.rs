@@ -262,7 +262,7 @@ impl Queue {
 pub enum Event {
     /// This session must return its delegation.
     Recall(SessionId),
-    /// A request that waited is granted; as a delegation if `true`.
+    /// A request that waited is granted; as a delegation if `true` (then also if it did not wait).
     Granted(LockHolder, bool),
     /// The delegation has come back.
     Returned,
@@ -320,7 +320,9 @@ impl LockRecord {
             return Ok(LockReply::Queued(LockHolder { session, lock: ask.lock }));
         }
         if self.queue.is_empty() {
+            // Told as an event too: its session learns of delegations, recalls and returns in one order.
             self.delegated = Some(ask.session);
+            events.push(Event::Granted(ask, true));
             return Ok(LockReply::Delegated);
         }
         let mut granted = Vec::new();

@@ -1,6 +1,7 @@
 //! A state in memory that is driven command by command, and checked at each.
 
 #![expect(dead_code, reason = "each test uses a part")]
+#![expect(clippy::unwrap_used, reason = "a failure ends the test")]
 
 use hfcache_base::meta::*;
 use hfcache_base::{ChunkId, InodeId, Kind, NodeId, Scheme, SessionId};
@@ -77,7 +78,7 @@ impl World {
         let command = self.command(session, op);
         let before = self.store.clone();
         let outcome = apply(&mut self.store, &command).unwrap();
-        if outcome.reply.is_err() && !before.iter().next().is_none() {
+        if outcome.reply.is_err() && before.iter().next().is_some() {
             let rest = |m: &Memory| -> Vec<_> {
                 let state = |t: Table| t != Table::Reply && t != Table::Session;
                 m.iter().filter(|p| state(p.0)).map(|(t, k, v)| (t, k.to_vec(), v.to_vec())).collect()

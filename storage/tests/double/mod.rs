@@ -1,4 +1,4 @@
-#![expect(dead_code, reason = "each test file uses a part")]
+#![expect(dead_code, clippy::unwrap_used, reason = "each test file uses a part; this is test code")]
 //! Several stores in one process: a network in memory with faults, a namespace with just chunks, and disks
 //! that can be full. Test code only.
 
@@ -355,8 +355,8 @@ pub struct TempDir(pub PathBuf);
 impl TempDir {
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let shm = Path::new("/dev/shm");
-        let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+        let shm = std::env::var_os("HFCACHE_TEST_DIR").map_or_else(|| "/dev/shm".into(), PathBuf::from);
+        let base = if shm.is_dir() { shm } else { std::env::temp_dir() };
         let dir = base.join(format!(
             "hfcache-store-{}-{}",
             std::process::id(),
@@ -382,12 +382,13 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn new(nodes: u64) -> Self {
-        let mut cluster = Self {
-            world: Arc::default(),
-            stores: BTreeMap::new(),
-            disks: BTreeMap::new(),
-            dir: TempDir::new(),
-        };
+        Self::within(TempDir::new(), nodes).await
+    }
+
+    /// With all directories in this one.
+    pub async fn within(dir: TempDir, nodes: u64) -> Self {
+        let mut cluster =
+            Self { world: Arc::default(), stores: BTreeMap::new(), disks: BTreeMap::new(), dir };
         for node in 1..=nodes {
             cluster.join(node).await;
         }
@@ -395,6 +396,8 @@ impl Cluster {
     }
 
     pub async fn join(&mut self, node: u64) {
+        // First the node, then the map: nobody calls a node that is not there yet.
+        self.start(node, true).await;
         self.world.change_map(|map| {
             let id = NodeId(node);
             let member = Node {
@@ -408,7 +411,6 @@ impl Cluster {
             };
             map.nodes.insert(id, member);
         });
-        self.start(node, true).await;
     }
 
     pub fn dir(&self, node: u64) -> PathBuf {
@@ -442,6 +444,11 @@ impl Cluster {
         let meta: Arc<dyn Meta> = Arc::new(MemMeta { me: NodeId(node), world: self.world.clone() });
         store.attach(&meta);
         self.stores.insert(node, store);
+    }
+
+    /// The network as a node sees it.
+    pub fn net(&self, node: u64) -> Arc<dyn Net> {
+        Arc::new(MemNet { me: NodeId(node), world: self.world.clone() })
     }
 
     /// As after SIGKILL: nobody answers any more. The files stay.
