@@ -7,6 +7,7 @@
 //! registry  which nodes run on this machine
 //! found     makes a node: a new cluster, or a join
 //! run       builds the parts and owns the order of start and stop
+//! guard     takes the mount away when the node dies without a word
 //! admin     the Unix socket between the two: one JSON line a message
 //! control   what that socket can ask, and who may join
 //! status    what the whole cluster says of itself, and whether that is healthy
@@ -24,6 +25,7 @@ pub mod demo;
 pub mod doctor;
 pub mod facts;
 pub mod found;
+pub mod guard;
 pub mod leave;
 pub mod log;
 pub mod notify;

@@ -11,7 +11,7 @@ pub const LEVEL_VARIABLE: &str = "HFCACHE_LOG";
 
 /// Libraries that say more than an operator wants at `info`.
 const QUIET: &str =
-    "openraft=warn,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,redb=warn,fuser=warn";
+    "openraft=error,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,redb=warn,fuser=warn";
 
 /// Starts logging.
 ///

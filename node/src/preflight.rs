@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// How a process may mount.
@@ -59,9 +60,14 @@ pub fn user_allow_other() -> bool {
     std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|t| t.lines().any(|l| l.trim() == "user_allow_other"))
 }
 
+/// The type of our mounts in the kernel's list.
+pub const MOUNT_TYPE: &str = "fuse.hfcache";
+
 /// A mount as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// The device number of what is mounted, as `major:minor`.
+    pub device: String,
     /// Where.
     pub point: PathBuf,
     /// Its type, such as `fuse.hfcache`.
@@ -86,6 +92,7 @@ fn parse_mount_line(line: &[u8]) -> Option<MountEntry> {
     let dash = fields.iter().position(|f| *f == b"-")?;
     let text = |f: &[u8]| String::from_utf8_lossy(&unescape(f)).into_owned();
     Some(MountEntry {
+        device: text(fields.get(2)?),
         point: PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(fields.get(4)?))),
         kind: text(fields.get(dash + 1)?),
         source: text(fields.get(dash + 2)?),
@@ -161,7 +168,7 @@ pub fn ready_mount_point(point: &Path, create: bool) -> Result<()> {
     match mount_point(point)? {
         Point::Empty | Point::Stale => Ok(()),
         Point::Missing if create => {
-            std::fs::create_dir_all(point).with_context(|| format!("make mount point {}", point.display()))
+            make(point).with_context(|| format!("make mount point {}", point.display()))
         }
         Point::Missing => bail!(
             "mount point {} is missing.\nMake it (`mkdir -p {}`) and start again.",
@@ -169,6 +176,16 @@ pub fn ready_mount_point(point: &Path, create: bool) -> Result<()> {
             point.display()
         ),
     }
+}
+
+/// Under root nobody else may write into the directory itself: while nothing is mounted, programs must not fill
+/// the disk below. The helper of other users needs one that they may write.
+fn make(point: &Path) -> std::io::Result<()> {
+    if let Some(parent) = point.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mode = if rustix::process::geteuid().is_root() { 0o555 } else { 0o755 };
+    std::fs::DirBuilder::new().mode(mode).create(point)
 }
 
 /// Checks that nobody listens where this node will.
@@ -207,7 +224,7 @@ mod tests {
                      1 1 8:1 / / rw - ext4 /dev/vda rw\nnonsense\n";
         let mounts = parse_mountinfo(text);
         assert_eq!(mounts.len(), 2);
-        assert_eq!(mounts[0].point, Path::new("/mnt/a b"));
+        assert_eq!((mounts[0].point.as_path(), mounts[0].device.as_str()), (Path::new("/mnt/a b"), "0:52"));
         assert_eq!((mounts[0].kind.as_str(), mounts[0].source.as_str()), ("fuse.hfcache", "hfcache"));
         assert_eq!(unescape(b"a\\9\\0"), b"a\\9\\0");
     }

@@ -63,6 +63,19 @@ enum Command {
     /// Show the configuration and explain it
     #[command(subcommand)]
     Config(config::Command),
+    /// Take a mount away when its node dies; started by the node itself
+    #[command(hide = true)]
+    Guard {
+        /// Data directory of the node
+        #[arg(long)]
+        data: PathBuf,
+        /// Mount point
+        #[arg(long)]
+        point: PathBuf,
+        /// Device number of the mount
+        #[arg(long)]
+        device: String,
+    },
 }
 
 /// Which node a command means.
@@ -99,6 +112,9 @@ impl Cli {
             Command::Env(c) => c.run(),
             Command::Doctor(c) => c.run(),
             Command::Config(c) => c.run(),
+            Command::Guard { data, point, device } => {
+                crate::guard::watch(&DataDir::new(data), &point, &device).map(|()| 0)
+            }
         };
         match result {
             Ok(code) => ExitCode::from(code),
@@ -134,7 +150,7 @@ mod tests {
     fn each(command: &clap::Command, path: &str, visit: &mut dyn FnMut(&clap::Command, &str)) {
         let path = format!("{path} {}", command.get_name());
         visit(command, &path);
-        for sub in command.get_subcommands().filter(|c| c.get_name() != "help") {
+        for sub in command.get_subcommands().filter(|c| c.get_name() != "help" && !c.is_hide_set()) {
             each(sub, &path, visit);
         }
     }

@@ -2,11 +2,10 @@
 
 use crate::admin::{Request, client};
 use crate::data::DataDir;
-use crate::preflight;
 use crate::status::Status;
+use crate::{guard, preflight};
 use anyhow::{Context, Result, anyhow, bail};
 use parking_lot::Mutex;
-use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -241,7 +240,12 @@ impl Cluster {
             }
         }
         for mount in preflight::mounts().into_iter().rev().filter(|m| m.point.starts_with(&self.dir)) {
-            unmount(&mount.point)?;
+            // The guard of a node that was killed may be quicker.
+            if let Err(e) = guard::unmount(&mount.point)
+                && preflight::mounts().contains(&mount)
+            {
+                return Err(e);
+            }
         }
         // Never into a mount: that would remove what is stored.
         if let Some(mount) = preflight::mounts().iter().find(|m| m.point.starts_with(&self.dir)) {
@@ -249,20 +253,6 @@ impl Cluster {
         }
         fs::remove_dir_all(&self.dir).with_context(|| format!("remove {}", self.dir.display()))
     }
-}
-
-/// Lazily: a mount whose daemon was killed may still be looked at by somebody.
-fn unmount(point: &Path) -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        return rustix::mount::unmount(point, UnmountFlags::DETACH)
-            .with_context(|| format!("unmount {}", point.display()));
-    }
-    let helper = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(point).output();
-    let out = helper.context("run fusermount3")?;
-    if !out.status.success() {
-        bail!("unmount {}: {}", point.display(), String::from_utf8_lossy(&out.stderr).trim());
-    }
-    Ok(())
 }
 
 /// Addresses on loopback: for each node a UDP and TCP port with the next UDP port free too, and one for the

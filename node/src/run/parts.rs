@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::control::{Admission, Control};
 use crate::data::DataDir;
 use crate::facts::FactsService;
+use crate::guard::{self, Guard};
 use crate::registry::{self, Registered};
 use crate::status::Sources;
 use crate::stop::Stop;
@@ -147,7 +148,7 @@ impl Parts {
         announce(&meta, &store, me, &config).await;
 
         let chunks: Arc<dyn Chunks> = store.clone();
-        self.mount(&config, &meta, chunks, &clock, stop).await?;
+        self.mount(data, &config, &meta, chunks, &clock, stop).await?;
         own.mounted.store(true, Ordering::Relaxed);
         self.registered = Some(registry::register(&registry::Entry {
             pid: std::process::id(),
@@ -217,6 +218,7 @@ impl Parts {
 
     async fn mount(
         &mut self,
+        data: &DataDir,
         config: &Config,
         meta: &Arc<dyn Meta>,
         chunks: Arc<dyn Chunks>,
@@ -229,12 +231,18 @@ impl Parts {
         let mut options = MountOptions::new(&config.mount.point);
         options.allow_other = config.mount.allow_other;
         options.runtime = Some(runtime);
-        let serving = fs.clone();
-        let mount =
-            tokio::task::spawn_blocking(move || Mount::start(options, serving)).await.context("mount")??;
-        let mount = Arc::new(mount);
+        let (serving, data) = (fs.clone(), data.clone());
+        let mount = move || -> Result<_> {
+            let _one = guard::lock(&data)?;
+            let mount = Mount::start(options, serving)?;
+            let guard = Guard::start(&data, mount.point()).inspect_err(|e| {
+                warn!(error = format!("{e:#}"), "without a guard a dead mount stays if this node is killed");
+            });
+            Ok((Arc::new(mount), guard.ok()))
+        };
+        let (mount, guard) = tokio::task::spawn_blocking(mount).await.context("mount")??;
         let mut ended = mount.watch();
-        self.tree.put(fs, mount);
+        self.tree.put(fs, mount, guard);
         let (tree, stop, point) = (self.tree.clone(), stop.clone(), config.mount.point.clone());
         self.tasks.spawn(async move {
             // Whatever ended it, also the loss of its sender: nothing is served any more.

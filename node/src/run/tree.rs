@@ -1,5 +1,6 @@
 //! The mounted tree of a running node.
 
+use crate::guard::Guard;
 use anyhow::{Context, Result, bail};
 use hfcache_fuse::fs::Fs;
 use hfcache_fuse::kernel::Mount;
@@ -14,15 +15,15 @@ pub struct Tree(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    mounted: Mutex<Option<(Arc<Fs>, Arc<Mount>)>>,
+    mounted: Mutex<Option<(Arc<Fs>, Arc<Mount>, Option<Guard>)>>,
     /// The end of the mount is wanted.
     ending: AtomicBool,
 }
 
 impl Tree {
     /// It is mounted now.
-    pub(super) fn put(&self, fs: Arc<Fs>, mount: Arc<Mount>) {
-        *self.0.mounted.lock() = Some((fs, mount));
+    pub(super) fn put(&self, fs: Arc<Fs>, mount: Arc<Mount>, guard: Option<Guard>) {
+        *self.0.mounted.lock() = Some((fs, mount, guard));
     }
 
     /// Whether the end of the mount is no surprise.
@@ -37,8 +38,13 @@ impl Tree {
     /// The kernel refuses, or files that could not be saved.
     pub async fn take_down(&self) -> Result<()> {
         self.0.ending.store(true, Ordering::SeqCst);
-        let Some((fs, mount)) = self.0.mounted.lock().take() else { return Ok(()) };
-        let unmounted = tokio::task::spawn_blocking(move || mount.unmount()).await.context("unmount")?;
+        let Some((fs, mount, guard)) = self.0.mounted.lock().take() else { return Ok(()) };
+        let unmount = move || {
+            let unmounted = mount.unmount();
+            drop(guard);
+            unmounted
+        };
+        let unmounted = tokio::task::spawn_blocking(unmount).await.context("unmount")?;
         // Even if the kernel refused: what was written must be saved.
         let unsaved = fs.shutdown().await;
         unmounted?;

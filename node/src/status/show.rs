@@ -75,7 +75,14 @@ impl fmt::Display for Status {
             writeln!(f, "{}", line.trim_end())?;
         }
         let r = &self.redundancy;
-        let protection = if r.full { "full".into() } else { format!("{} shards missing", r.missing_shards) };
+        let protection = match r {
+            r if r.full => "full".to_owned(),
+            r if r.missing_shards > 0 => format!("{} shards missing, being rebuilt", r.missing_shards),
+            r if r.down_nodes > 0 => {
+                format!("reduced: about {} are on nodes that do not answer", bytes(r.at_risk_bytes))
+            }
+            _ => "being checked".to_owned(),
+        };
         writeln!(
             f,
             "redundancy  {protection}; new data {} ({})",
