@@ -166,8 +166,9 @@ impl Upkeep {
             {
                 // The namespace may be away for a moment; disks that fail were reported where they did.
                 tracing::warn!("look after shards: {e}");
-                let wait = self.pace.retry_min + self.jitter();
-                round.next_try = self.clock.now().after(wait);
+                // In place of the usual rest: what was due is still due, and would be tried without end.
+                self.clock.sleep(self.pace.retry_min + self.jitter()).await;
+                continue;
             }
             self.rest(&round).await;
         }

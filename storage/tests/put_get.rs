@@ -260,4 +260,26 @@ async fn speed() {
         cluster.stores[&1].get(*chunk, 0..chunk.len).await.unwrap();
     }
     report("get 2+1, one node dead", 32 * 16 * MIB, began, before);
+    cluster.world.fault(2, Fault::default());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.world.fault(2, Fault { puts_left: Some(2), ..Fault::default() });
+    let mut longest = Duration::ZERO;
+    for id in 101..=108 {
+        let began = std::time::Instant::now();
+        cluster.stores[&1].put(ChunkId(id), data.clone()).await.unwrap();
+        longest = longest.max(began.elapsed());
+    }
+    println!("longest put while a cable is cut {longest:?}");
+    cluster.world.fault(2, Fault::default());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut longest = Duration::ZERO;
+    for (n, chunk) in chunks.iter().enumerate() {
+        if n == 3 {
+            cluster.world.fault(2, Fault { mute: true, ..Fault::default() });
+        }
+        let began = std::time::Instant::now();
+        cluster.stores[&1].get(*chunk, 0..chunk.len).await.unwrap();
+        longest = longest.max(began.elapsed());
+    }
+    println!("longest get while a cable is cut {longest:?}");
 }

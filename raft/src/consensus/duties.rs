@@ -31,6 +31,7 @@ pub struct Duties {
     raft: Node,
     store: Arc<Store>,
     clock: Arc<dyn Clock>,
+    me: NodeId,
     leader: Arc<Leader>,
     proposer: Arc<Proposer>,
 }
@@ -50,10 +51,11 @@ impl Duties {
         raft: Node,
         store: Arc<Store>,
         clock: Arc<dyn Clock>,
+        me: NodeId,
         leader: Arc<Leader>,
         proposer: Arc<Proposer>,
     ) -> Self {
-        Self { raft, store, clock, leader, proposer }
+        Self { raft, store, clock, me, leader, proposer }
     }
 
     /// Does them for ever.
@@ -133,6 +135,12 @@ impl Duties {
         }
         let Some(group) = self.group() else { return Ok(()) };
         let Some(step) = plan(&self.store.map(), &group) else { return Ok(()) };
+        if matches!(&step, Step::SetVoters(voters) if !voters.contains(&self.me)) && group.voters.len() > 1 {
+            // The next leader takes this one out.
+            tracing::info!("hand leadership over: this node leaves");
+            self.leader.hand_over(self.me).await?;
+            return Ok(());
+        }
         tracing::info!(?step, "change membership");
         let raw = |ids: BTreeSet<NodeId>| ids.into_iter().map(|id| id.0).collect::<BTreeSet<u64>>();
         let change = match step {

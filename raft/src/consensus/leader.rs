@@ -1,7 +1,7 @@
 //! The leader's side: it answers proposals, read-index questions and lease renewals.
 
 use crate::consensus::calls::{MetaCall, Proposed, Renewed};
-use crate::consensus::lease::{Grants, Sessions, shortened};
+use crate::consensus::lease::{CONFIRMED_WITHIN, Grants, Sessions, lengthened, quarantine, shortened};
 use crate::consensus::network::Node;
 use crate::consensus::store::Store;
 use crate::consensus::types::Batch;
@@ -92,7 +92,8 @@ impl Leader {
             let now = self.clock.now();
             let first = self.founder.swap(false, Ordering::AcqRel);
             tracing::info!(term, first, "this node leads");
-            let grants = Grants::new(now, first);
+            let fear = if first { Duration::ZERO } else { quarantine(self.vote_lease) };
+            let grants = Grants::new(now.after(fear));
             Term { term, grants, sessions: Sessions::default(), seen: BTreeMap::new() }
         });
         drop(slot);
@@ -136,8 +137,8 @@ impl Leader {
     }
 
     /// The index a linearizable read must wait for, and the term in which that was found out.
-    async fn confirm(&self) -> Result<(u64, u64)> {
-        let option = LinearizerOption::new(Some(shortened(self.vote_lease)), true).with_wait_timeout(CONFIRM);
+    async fn confirm(&self, within: Duration) -> Result<(u64, u64)> {
+        let option = LinearizerOption::new(Some(within), true).with_wait_timeout(CONFIRM);
         let linearizer = self.raft.get_read_linearizer(option).await.map_err(|e| match e {
             RaftError::APIError(LinearizableReadError::ForwardToLeader(_)) => Error::from(Kind::NotLeader),
             other => Error::new(Kind::Unavailable, format!("confirm leader: {other}")),
@@ -151,7 +152,7 @@ impl Leader {
     /// # Errors
     /// [`Kind::NotLeader`]; [`Kind::Unavailable`] without a quorum.
     pub async fn read_index(&self) -> Result<u64> {
-        Ok(self.confirm().await?.0)
+        Ok(self.confirm(shortened(self.vote_lease)).await?.0)
     }
 
     /// Keeps a session alive and grants a read lease if that is possible.
@@ -159,7 +160,7 @@ impl Leader {
     /// # Errors
     /// [`Kind::NotLeader`]; [`Kind::Unavailable`] without a quorum.
     pub async fn renew(&self, node: NodeId, session: Option<SessionId>, applied: u64) -> Result<Renewed> {
-        let (index, term) = self.confirm().await?;
+        let (index, term) = self.confirm(CONFIRMED_WITHIN).await?;
         let known = |t: &mut Term, now| session.map(|s| t.sessions.renew(s, now));
         let alive = match self.in_term(term, known)? {
             None => true,
@@ -187,7 +188,7 @@ impl Leader {
     async fn check_member(&self, node: NodeId) -> Result<()> {
         let member = || self.store.map().nodes.contains_key(&node);
         if !member() {
-            let (index, _) = self.confirm().await?;
+            let index = self.read_index().await?;
             self.store.wait_applied(index).await;
             if !member() {
                 return Err(Error::new(Kind::Unauthorized, format!("{node} is no member")));
@@ -222,6 +223,39 @@ impl Leader {
             term.grants.give_back(node);
         }
         self.moved.send_replace(());
+    }
+
+    /// Lets another voter lead, without a moment in which nobody may answer: first this leader's leases
+    /// end, because the next one does not know them. Whether another leads then.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when no other voter is there; else as Raft.
+    pub async fn hand_over(&self, me: NodeId) -> Result<bool> {
+        let mut metrics = self.raft.server_metrics();
+        let voters =
+            metrics.borrow_and_update().membership_config.membership().voter_ids().collect::<Vec<_>>();
+        let seen = self.seen();
+        let to = voters.into_iter().find(|id| *id != me.0 && seen.contains(&NodeId(*id)));
+        let to = to.ok_or_else(|| Error::new(Kind::Unavailable, "no other voter is there"))?;
+        // Not taken back in this term: the other may win as long as it has been asked to.
+        if let Some(term) = self.term.lock().as_mut() {
+            term.grants.close();
+        }
+        self.clock.sleep(lengthened(READ_LEASE)).await;
+        let outcome = self.raft.trigger().transfer_leader(to).await;
+        let moved = async {
+            while metrics.borrow_and_update().state == ServerState::Leader {
+                if metrics.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        let moved = tokio::select! {
+            () = moved => true,
+            () = self.clock.sleep(READ_LEASE) => false,
+        };
+        outcome.map_err(|e| Error::new(Kind::Unavailable, e.to_string()))?;
+        Ok(moved)
     }
 
     /// Whether this node leads and old leases have ended: time for a leader's duties.

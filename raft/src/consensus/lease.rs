@@ -23,6 +23,16 @@ pub const fn lengthened(d: Duration) -> Duration {
     Duration::from_micros(d.as_micros() as u64 / 1_000 * (1_000 + CLOCK_DRIFT_PER_MILLE as u64))
 }
 
+/// A leader grants a lease only when a quorum confirmed it at most this long ago.
+pub const CONFIRMED_WITHIN: Duration = Duration::from_millis(300);
+
+/// How long after it won a leader must fear the leases of the one before. That one was last confirmed
+/// at some moment C, so it granted nothing after C + [`CONFIRMED_WITHIN`]; and the voters who confirmed
+/// it let nobody else win before C + `vote_lease`. (A leader that hands over first lets its leases end.)
+pub fn quarantine(vote_lease: Duration) -> Duration {
+    lengthened(READ_LEASE + CONFIRMED_WITHIN).saturating_sub(shortened(vote_lease))
+}
+
 /// Grants that wait for this node to catch up; more than are ever alive at once.
 const PENDING_MAX: usize = 8;
 
@@ -82,13 +92,19 @@ pub struct Grants {
     /// What a node must have applied by its next renewal: one that does not keep up gets no lease, so that
     /// it cannot hold up everyone's writes for longer than a lease.
     targets: BTreeMap<NodeId, u64>,
+    /// This leader is about to hand over: it grants nothing more.
+    closed: bool,
 }
 
 impl Grants {
-    /// For a leader that won at `won`; `first` if there was never a leader before.
-    pub fn new(won: Moment, first: bool) -> Self {
-        let quarantine = if first { won } else { won.after(lengthened(READ_LEASE)) };
-        Self { quarantine, holders: BTreeMap::new(), targets: BTreeMap::new() }
+    /// For a leader that must fear the leases of earlier ones until `quarantine`.
+    pub fn new(quarantine: Moment) -> Self {
+        Self { quarantine, holders: BTreeMap::new(), targets: BTreeMap::new(), closed: false }
+    }
+
+    /// Grants nothing from now on.
+    pub fn close(&mut self) {
+        self.closed = true;
     }
 
     /// Until when nothing is granted or answered.
@@ -101,7 +117,7 @@ impl Grants {
     pub fn renew(&mut self, node: NodeId, applied: u64, index: u64, now: Moment) -> bool {
         self.report(node, applied);
         let target = *self.targets.entry(node).or_insert(index);
-        if applied < target || now < self.quarantine {
+        if applied < target || now < self.quarantine || self.closed {
             return false;
         }
         self.targets.insert(node, index);
@@ -219,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_write_waits_for_every_holder_or_the_end_of_its_lease() {
-        let mut grants = Grants::new(at(0), true);
+        let mut grants = Grants::new(at(0));
         assert!(grants.renew(A, 5, 5, at(10)));
         assert!(grants.renew(B, 5, 5, at(20)));
         assert_eq!(grants.blocked_until(5, at(30)), None);
@@ -242,16 +258,34 @@ mod tests {
 
     #[test]
     fn a_new_leader_grants_and_answers_nothing_until_old_leases_have_ended() {
-        let mut grants = Grants::new(at(5_000), false);
+        let mut grants = Grants::new(at(5_400));
         assert!(!grants.renew(A, 9, 9, at(5_100)));
         assert_eq!(grants.blocked_until(1, at(5_100)), Some(grants.quarantine()));
-        assert!(grants.quarantine() >= at(5_800));
         assert!(grants.renew(A, 9, 9, grants.quarantine()));
     }
 
     #[test]
+    fn no_lease_outlives_the_quarantine_of_the_next_leader() {
+        let vote_lease = Duration::from_millis(750);
+        // Confirmed at 0, granted at the last moment, by the slowest clock; the next one won by the fastest.
+        let lease_ends = lengthened(CONFIRMED_WITHIN) + lengthened(READ_LEASE);
+        let free = shortened(vote_lease) + quarantine(vote_lease);
+        assert!(lease_ends <= free, "{lease_ends:?} > {free:?}");
+    }
+
+    #[test]
+    fn a_leader_that_hands_over_grants_nothing_more() {
+        let mut grants = Grants::new(at(0));
+        assert!(grants.renew(A, 5, 5, at(0)));
+        grants.close();
+        assert!(!grants.renew(A, 5, 5, at(200)));
+        assert_eq!(grants.blocked_until(6, at(799)), Some(at(800)));
+        assert_eq!(grants.blocked_until(6, at(800)), None);
+    }
+
+    #[test]
     fn a_node_that_does_not_keep_up_loses_its_lease() {
-        let mut grants = Grants::new(at(0), true);
+        let mut grants = Grants::new(at(0));
         assert!(!grants.renew(A, 1, 100, at(0)), "must first show that it can catch up");
         assert!(grants.renew(A, 100, 150, at(200)));
         assert!(!grants.renew(A, 120, 300, at(400)), "did not reach 150");

@@ -12,14 +12,13 @@ use crate::consensus::propose::Proposer;
 use crate::consensus::reserve::Reserve;
 use crate::consensus::store::Store;
 use crate::locks::LocalLocks;
-use hfcache_base::limits::{
-    LOG_KEEP, RAFT_ELECTION_MAX, RAFT_ELECTION_MIN, RAFT_HEARTBEAT, READ_LEASE, SNAPSHOT_EVERY,
-};
+use hfcache_base::limits::{LOG_KEEP, RAFT_ELECTION_MAX, RAFT_ELECTION_MIN, RAFT_HEARTBEAT, SNAPSHOT_EVERY};
 use hfcache_base::meta::{Op, RaftStatus, Reply};
 use hfcache_base::seam::{Clock, Moment, Net, Rng, ServiceId};
 use hfcache_base::{Error, Kind, NodeId, Result, SessionId};
 use openraft::async_runtime::WatchReceiver;
-use openraft::{Config, EmptyNode, SnapshotPolicy};
+
+use openraft::{Config, EmptyNode, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -123,6 +122,8 @@ fn config(options: &OpenOptions, had_state: bool) -> Result<Arc<Config>> {
         enable_pre_vote: Some(true),
         // A leader that restarts must be elected again: it no longer knows whom it granted leases.
         enable_leader_restore: Some(false),
+        // A leader that leaves hands over by itself, after its read leases have ended.
+        removed_leader_step_down: StepDownPolicy::Never,
         enable_elect: !had_state,
         backoff: "20ms 50ms 100ms ...400ms".to_owned(),
         ..Config::default()
@@ -210,6 +211,7 @@ impl Consensus {
             self.raft.clone(),
             self.store.clone(),
             self.clock.clone(),
+            self.me,
             self.leader.clone(),
             self.proposer.clone(),
         );
@@ -366,22 +368,13 @@ impl Consensus {
 
     /// Lets another voter lead, so that the cluster need not notice this node's end by silence.
     async fn hand_over(&self) {
-        let mut leader = self.follower.current_leader();
-        if *leader.borrow_and_update() != Some(self.me) {
+        if *self.follower.current_leader().borrow() != Some(self.me) {
             return;
         }
-        let seen = self.leader.seen();
-        let status = self.raft_status();
-        let Some(to) = status.voters.into_iter().find(|id| *id != self.me && seen.contains(id)) else {
-            return;
-        };
-        if let Err(e) = self.raft.trigger().transfer_leader(to.0).await {
-            tracing::warn!(error = %e, "hand leadership over");
-            return;
-        }
-        let moved = leader.wait_for(|now| now.is_some_and(|id| id != self.me));
-        if tokio::time::timeout(READ_LEASE, moved).await.is_err() {
-            tracing::info!(%to, "leadership was not taken over in time");
+        match self.leader.hand_over(self.me).await {
+            Ok(true) => {}
+            Ok(false) => tracing::info!("leadership was not taken over in time"),
+            Err(e) => tracing::info!(error = %e, "hand leadership over"),
         }
     }
 }

@@ -20,6 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 const BATCHES_IN_FLIGHT: usize = 8;
 /// Bytes of commands in one batch, as far as they can be guessed.
 const BATCH_BYTES: usize = 1 << 20;
+/// No node runs for so long.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 struct Proposal {
     command: Command,
@@ -85,7 +87,7 @@ impl Proposer {
     /// # Errors
     /// The state machine's answer; [`Kind::Fenced`].
     pub async fn commit_patiently(&self, op: Op) -> Result<Reply> {
-        self.commit_until(op, Moment(Duration::MAX)).await
+        self.commit_until(op, self.clock.now().after(FOREVER)).await
     }
 
     async fn commit_until(&self, op: Op, until: Moment) -> Result<Reply> {
@@ -104,7 +106,12 @@ impl Proposer {
                 return Err(Error::new(Kind::Canceled, "node is shutting down"));
             }
         }
-        answer.await.map_err(|_| Error::new(Kind::Canceled, "node is shutting down"))?
+        // It may share a batch with one that is repeated for longer.
+        let left = until.since(self.clock.now());
+        tokio::select! {
+            answer = answer => answer.map_err(|_| Error::new(Kind::Canceled, "node is shutting down"))?,
+            () = self.clock.sleep(left.min(FOREVER)) => Err(Error::new(Kind::TimedOut, "no quorum answers")),
+        }
     }
 
     /// Proposes an operation of the cluster itself, which may take effect more than once.
@@ -150,6 +157,10 @@ impl Proposer {
             };
             match done {
                 Ok(replies) => return Ok(replies),
+                // Said before anything was appended, and would be said again.
+                Err(e) if matches!(e.kind(), Kind::Unauthorized | Kind::Protocol | Kind::Version) => {
+                    return Err(e);
+                }
                 Err(e) => tracing::debug!(error = %e, tries, "propose"),
             }
             self.follower.pause(tries).await;
@@ -219,7 +230,7 @@ impl Proposer {
             }
             Err(e) => {
                 for (_, waiter, _room) in waiting {
-                    let _gone = waiter.send(Err(Error::new(e.kind(), "no quorum answers")));
+                    let _gone = waiter.send(Err(Error::new(e.kind(), e.to_string())));
                 }
             }
         }
