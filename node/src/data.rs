@@ -11,6 +11,7 @@
 //! `format` is written last by `init` and `join`: a directory without it holds no finished node.
 
 use anyhow::{Context, Result, anyhow, bail};
+use hfcache_raft::consensus::node::STATE_FILES;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -68,6 +69,54 @@ impl DataDir {
     /// Where the members were when this node joined.
     pub fn members(&self) -> PathBuf {
         self.0.join("members.json")
+    }
+
+    fn ran_file(&self) -> PathBuf {
+        self.0.join("ran")
+    }
+
+    /// Notes that the node here has its state on disk: from now on a state that is missing is a loss.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub fn note_ran(&self) -> Result<()> {
+        if self.ran_file().exists() {
+            return Ok(());
+        }
+        self.write_atomic(&self.ran_file(), b"this node has run; its state is in raft\n", 0o644)
+    }
+
+    /// Checks that the state of a node that has run is there. One that began anew in its place would have
+    /// forgotten for whom it voted and what it acknowledged, and could make the cluster forget it, too.
+    ///
+    /// # Errors
+    /// Which file is lost, and the way back.
+    pub fn check_state(&self) -> Result<()> {
+        if !self.ran_file().exists() {
+            return Ok(());
+        }
+        for name in STATE_FILES {
+            let path = self.raft().join(name);
+            match std::fs::metadata(&path) {
+                Ok(file) if file.len() > 0 => {}
+                Ok(_) => bail!("{} is damaged: it is empty;\n{}", path.display(), self.way_back()),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    bail!("{} is missing;\n{}", path.display(), self.way_back())
+                }
+                Err(e) => return Err(e).with_context(|| format!("look at {}", path.display())),
+            }
+        }
+        Ok(())
+    }
+
+    /// What to do about a node whose state is lost or damaged.
+    pub fn way_back(&self) -> String {
+        format!(
+            "this node can't go on without its state. Remove {} and join the cluster anew with a new token: the \
+             other nodes have the namespace, and rebuild what this one held. If it was the only node, restore the \
+             directory from a backup.",
+            self.0.display()
+        )
     }
 
     /// Notes that the node here has left its cluster, for whoever starts it again.
@@ -310,6 +359,28 @@ pub(crate) mod tests {
             let error = data.check().unwrap_err().to_string();
             assert!(error.contains("damaged") && error.contains("format"), "{torn:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_state_that_is_gone_is_missed() {
+        let dir = TempDir::new();
+        let data = DataDir::new(dir.path());
+        data.check_state().unwrap();
+        std::fs::create_dir(data.raft()).unwrap();
+        for name in STATE_FILES {
+            std::fs::write(data.raft().join(name), "state").unwrap();
+        }
+        data.note_ran().unwrap();
+        data.check_state().unwrap();
+        std::fs::write(data.raft().join(STATE_FILES[1]), "").unwrap();
+        let error = data.check_state().unwrap_err().to_string();
+        assert!(
+            error.contains(STATE_FILES[1]) && error.contains("empty") && error.contains("join"),
+            "{error}"
+        );
+        std::fs::remove_dir_all(data.raft()).unwrap();
+        let error = data.check_state().unwrap_err().to_string();
+        assert!(error.contains(STATE_FILES[0]) && error.contains("missing"), "{error}");
     }
 
     #[test]

@@ -83,6 +83,8 @@ pub struct Store {
     sync: Arc<Upkeep>,
     counters: Arc<Counters>,
     meta: Arc<RwLock<Option<Arc<dyn Meta>>>>,
+    /// What files being written must leave free on the shards' disk, beyond the reserve of the shards.
+    staging_floor: u64,
     task: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
@@ -97,6 +99,7 @@ impl Store {
             options;
         let pool = Arc::new(IoPool::new("read", threads, threads * 32)?);
         let writers = Arc::new(IoPool::new("write", threads, threads * 32)?);
+        let staging_floor = if disks.is_empty() { reserve } else { 0 };
         let counters = Arc::new(Counters::default());
         let meta: Arc<RwLock<Option<Arc<dyn Meta>>>> = Arc::default();
         let (hot, local) = {
@@ -146,7 +149,7 @@ impl Store {
             net.serve(ServiceId::Shards, Arc::new(service));
         }
         let task = parking_lot::Mutex::default();
-        Ok(Arc::new(Self { peers, local, putter, fetcher, hot, sync, counters, meta, task }))
+        Ok(Arc::new(Self { peers, local, putter, fetcher, hot, sync, counters, meta, staging_floor, task }))
     }
 
     /// Connects the namespace and starts the want/have loop. Needs a runtime.
@@ -186,15 +189,15 @@ impl Store {
         self.hot.usage()
     }
 
-    /// Bytes of this node's disks for shards, to be reported to the cluster: what is free or in shards
-    /// already. Zero without storage.
+    /// Bytes of this node's disks for shards, to be reported to the cluster: what writers can fill or is in
+    /// shards already. Zero without storage.
     ///
     /// # Errors
     /// During shutdown.
     pub async fn capacity(&self) -> Result<Space> {
         match &self.local {
             Some(local) => {
-                let free = local.space().await?.free;
+                let free = local.space().await?.free.saturating_sub(self.staging_floor);
                 Ok(Space { total: free.saturating_add(local.index.counts().bytes), free })
             }
             None => Ok(Space::default()),

@@ -224,7 +224,7 @@ pub(crate) fn watch_session(core: &Arc<Core>) {
     core.runtime.spawn(async move {
         loop {
             clock.sleep(SESSION_EVERY).await;
-            let Some(core) = weak.upgrade() else { return };
+            let Some(core) = weak.upgrade().filter(|core| !core.over.load(Ordering::Relaxed)) else { return };
             look_at_session(&core);
         }
     });

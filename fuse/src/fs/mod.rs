@@ -89,6 +89,8 @@ pub(crate) struct Core {
     session: AtomicU64,
     /// It had a session and has lost it.
     fenced: AtomicBool,
+    /// Everything was saved for the last time: what becomes of the session is no news.
+    over: AtomicBool,
     /// Fetches at once.
     fetches: Semaphore,
     /// Fetches that nobody waits for at once.
@@ -121,6 +123,7 @@ impl Fs {
             stale: changes::StaleQueue::start(core.clone()),
             session: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             fetches: Semaphore::new(FETCHES_IN_FLIGHT_MAX),
             readaheads: Arc::new(Semaphore::new(READAHEADS_MAX)),
             puts: Semaphore::new(PUTS_MAX),
@@ -133,7 +136,9 @@ impl Fs {
     /// Saves everything that was written and not yet committed. Answers with what could not be saved; it
     /// is logged, too.
     pub async fn shutdown(&self) -> Vec<Unsaved> {
-        flush::all(&self.core).await
+        let unsaved = flush::all(&self.core).await;
+        self.core.over.store(true, Ordering::Relaxed);
+        unsaved
     }
 }
 

@@ -83,7 +83,7 @@ pub fn examine(options: &Options) -> Vec<Finding> {
         )]));
         return found;
     };
-    if let Err(e) = data.check() {
+    if let Err(e) = data.check().and_then(|()| data.check_state()) {
         found.push(Finding::from_error("data", &e));
         return found;
     }

@@ -50,6 +50,7 @@ pub fn end_with_parent() -> Result<()> {
 /// What stands in the way of starting, with the way to mend it; nothing is half-started then.
 pub fn run(data: &DataDir, config: Config) -> Result<u8> {
     data.check()?;
+    data.check_state()?;
     let lock = data.lock()?;
     let identity = Identity::load(&data.identity())?;
     preflight::mount_by()?;

@@ -84,13 +84,14 @@ impl Parts {
         let net: Arc<dyn Net> = network.clone();
 
         let options = OpenOptions::new(data.raft(), me, net.clone(), clock.clone(), rng.clone());
-        let consensus = Consensus::open(options).await.with_context(|| {
-            format!(
-                "open {}.\nIf its files are damaged, remove {} and this node takes the namespace from the others",
-                data.raft().display(),
-                data.raft().display()
-            )
+        let consensus = Consensus::open(options).await.map_err(|e| {
+            let damaged =
+                !matches!(e.kind(), Kind::Busy | Kind::Version | Kind::NoSpace | Kind::NotPermitted);
+            let help =
+                if damaged { format!(".\nIf it is damaged: {}", data.way_back()) } else { String::new() };
+            anyhow::anyhow!("{e:#}{help}").context("open the namespace")
         })?;
+        data.note_ran()?;
         self.consensus = Some(consensus.clone());
         let meta: Arc<dyn Meta> = consensus.clone();
         let leaving = Arc::default();

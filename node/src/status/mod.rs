@@ -354,6 +354,13 @@ pub fn assess(seen: Seen) -> Status {
             State::Leaving => problems.push(format!("{} ({}) is leaving", node.name, node.addr)),
         }
     }
+    // It answers and holds shards, but its mount does not serve: it is starting, or was cut off for so long that
+    // it has to begin afresh.
+    let serves = |n: &&NodeStatus| n.facts.as_ref().is_none_or(|f| f.mounted && f.session.is_some());
+    let idle: Vec<_> = nodes.iter().filter(|n| n.storage && !serves(n)).collect();
+    for node in &idle {
+        problems.push(format!("{} ({}) is starting and serves no files yet", node.name, node.addr));
+    }
     if redundancy.missing_shards > 0 {
         problems.push(format!("{} shards are missing and being rebuilt", redundancy.missing_shards));
     }
@@ -368,6 +375,7 @@ pub fn assess(seen: Seen) -> Status {
         healthy: leader.is_some()
             && seen.quorum
             && redundancy.full
+            && idle.is_empty()
             && nodes.iter().all(|n| !n.storage || n.state == State::Up),
         problems,
         cluster: seen.cluster,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::facts::ShardFacts;
-use hfcache_base::Node;
+use hfcache_base::{Node, SessionId};
 
 fn seen(storage: u64, mount_only: u64) -> Seen {
     let mut map = ClusterMap::default();
@@ -19,7 +19,13 @@ fn seen(storage: u64, mount_only: u64) -> Seen {
             ShardFacts { held: 9, bytes: 900, checked: true, epoch: map.epoch, ..Default::default() };
         (
             NodeId(i),
-            NodeFacts { mounted: true, capacity: 1 << 40, shards: Some(shards), ..Default::default() },
+            NodeFacts {
+                mounted: true,
+                session: Some(SessionId(i)),
+                capacity: 1 << 40,
+                shards: Some(shards),
+                ..Default::default()
+            },
         )
     });
     let facts = facts.collect();

@@ -92,11 +92,8 @@ impl Duties {
         leader: Arc<Leader>,
         proposer: Arc<Proposer>,
     ) -> Self {
-        let news = Arc::new(NewChunks {
-            store: store.clone(),
-            few: Mutex::default(),
-            more: AtomicBool::new(false),
-        });
+        let news =
+            Arc::new(NewChunks { store: store.clone(), few: Mutex::default(), more: AtomicBool::new(false) });
         store.subscribe(news.clone());
         Self { raft, store, clock, me, leader, proposer, news }
     }

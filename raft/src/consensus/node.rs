@@ -10,7 +10,7 @@ use crate::consensus::meta::{LockChanges, LockPropose, LockReplica};
 use crate::consensus::network::{self, Network, Node, Receiver};
 use crate::consensus::propose::Proposer;
 use crate::consensus::reserve::Reserve;
-use crate::consensus::store::Store;
+use crate::consensus::store::{STATE_FILE, Store};
 use crate::locks::LocalLocks;
 use hfcache_base::limits::{LOG_KEEP, RAFT_ELECTION_MAX, RAFT_ELECTION_MIN, RAFT_HEARTBEAT, SNAPSHOT_EVERY};
 use hfcache_base::meta::{Op, RaftStatus, Reply};
@@ -26,6 +26,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// Files of the log and the state in [`OpenOptions::dir`]; both are there once a node has run.
+pub const STATE_FILES: [&str; 2] = [LOG_FILE, STATE_FILE];
+const LOG_FILE: &str = "log.redb";
 
 /// How long an orderly end waits for others before it goes on without them.
 const GOODBYE: Duration = Duration::from_millis(1_500);
@@ -146,7 +150,7 @@ impl Consensus {
             std::fs::create_dir_all(&dir)
                 .map_err(|e| Error::io(e).context(format!("make {}", dir.display())))?;
             network::clean_dir(&cleaned)?;
-            Ok::<_, Error>((LogStore::open(&dir.join("log.redb"))?, Arc::new(Store::open(&dir)?)))
+            Ok::<_, Error>((LogStore::open(&dir.join(LOG_FILE))?, Arc::new(Store::open(&dir)?)))
         })
         .await
         .map_err(|e| Error::new(Kind::Internal, "open Raft files").with_source(e))??;

@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 /// Page cache of the state file.
 const CACHE_BYTES: usize = 96 << 20;
 /// Name of the state file in the directory.
-const FILE: &str = "state.redb";
+pub(crate) const STATE_FILE: &str = "state.redb";
 /// A state that is being built from a snapshot.
 const NEXT: &str = "state.next.redb";
 /// Keys in [`Table::Single`]. The state machine's own keys there never begin with this word.
@@ -79,8 +79,8 @@ impl Store {
     /// [`Kind::Busy`], [`Kind::Version`], [`Kind::Corrupt`], or whatever the disk says.
     pub fn open(dir: &Path) -> Result<Self> {
         let _left_over = std::fs::remove_file(dir.join(NEXT));
-        let db = open_database(&dir.join(FILE), CACHE_BYTES)?;
-        check_format(&db)?;
+        let db = open_database(&dir.join(STATE_FILE), CACHE_BYTES)?;
+        check_format(&db).map_err(|e| e.context(format!("open {}", dir.join(STATE_FILE).display())))?;
         let (applied, _) = watch::channel(0);
         let store = Self {
             dir: dir.to_owned(),
@@ -207,7 +207,7 @@ impl Store {
         fill: impl FnOnce(&Database) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let _gate = self.gate.lock().await;
-        let (next, file, dir) = (self.dir.join(NEXT), self.dir.join(FILE), self.dir.clone());
+        let (next, file, dir) = (self.dir.join(NEXT), self.dir.join(STATE_FILE), self.dir.clone());
         let db = tokio::task::spawn_blocking(move || {
             let _left_over = std::fs::remove_file(&next);
             let db = open_database(&next, CACHE_BYTES)?;
