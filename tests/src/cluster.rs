@@ -304,11 +304,11 @@ impl Drop for Cluster {
         for node in self.nodes.iter().filter(|n| n.pid().is_some()) {
             let _ = crate::sys::kill(node.pid().unwrap_or(0), libc::SIGKILL);
         }
+        // Only its own: another cluster may live in the same lab.
+        let points: Vec<PathBuf> = self.nodes.iter().map(Node::mount).collect();
         self.nodes.clear();
-        for mount in crate::mounts::below(self.lab.root()) {
-            if mount.kind.starts_with("fuse") {
-                crate::mounts::detach_below(&mount.at);
-            }
+        for point in points {
+            crate::mounts::detach_below(&point);
         }
         if let Some(why) = panicked.filter(|_| self.panics_are_errors && !thread::panicking()) {
             panic!("{why}");

@@ -47,24 +47,33 @@ fn still_works(cluster: &Cluster, name: &str) {
 fn what_people_get_wrong_is_refused_with_words() {
     let lab = Arc::new(Lab::new("bad-input"));
     let mut cluster = Cluster::start_in(&lab, "a", 3);
-    let mut checks = Checks::default();
-    checks.run("wrong_use", || wrong_use(&cluster));
-    checks.run("wrong_tokens", || wrong_tokens(&mut cluster));
-    checks.run("expired_token", || expired_token(&mut cluster));
-    checks.run("revoked_token", || revoked_token(&mut cluster));
-    checks.run("random_bytes_at_each_port", || random_bytes_at_each_port(&cluster));
-    checks.run("second_start", || second_start(&cluster));
-    checks.run("port_in_use", || port_in_use(&mut cluster));
-    checks.run("mount_points", || mount_points(&mut cluster));
-    checks.run("stale_mount", || stale_mount(&mut cluster));
-    checks.run("formats", || formats(&mut cluster));
-    checks.run("configuration", || configuration(&mut cluster));
-    checks.run("torn_state", || torn_state(&mut cluster));
-    checks.run("foreign_cluster", || foreign_cluster(&mut cluster));
-    checks.finish();
+    let checks: &[(&str, fn(&mut Cluster))] = &[
+        ("wrong_use", wrong_use),
+        ("wrong_tokens", wrong_tokens),
+        ("expired_token", expired_token),
+        ("revoked_token", revoked_token),
+        ("random_bytes_at_each_port", random_bytes_at_each_port),
+        ("second_start", second_start),
+        ("port_in_use", port_in_use),
+        ("mount_points", mount_points),
+        ("stale_mount", stale_mount),
+        ("formats", formats),
+        ("configuration", configuration),
+        ("torn_state", torn_state),
+        ("foreign_cluster", foreign_cluster),
+    ];
+    let mut done = Checks::default();
+    for (name, check) in checks {
+        done.run(name, || {
+            // One that failed may have left a node stopped; the next begins with all the same.
+            cluster.start_all();
+            check(&mut cluster);
+        });
+    }
+    done.finish();
 }
 
-fn wrong_use(cluster: &Cluster) {
+fn wrong_use(cluster: &mut Cluster) {
     let node = cluster.node(0);
     for args in [
         &["nod"][..],
@@ -149,7 +158,7 @@ fn revoked_token(cluster: &mut Cluster) {
     );
 }
 
-fn random_bytes_at_each_port(cluster: &Cluster) {
+fn random_bytes_at_each_port(cluster: &mut Cluster) {
     let mut noise = vec![0; 1_200];
     let mut seed = 0;
     let mut fill = move |buf: &mut [u8]| {
@@ -194,7 +203,7 @@ fn random_bytes_at_each_port(cluster: &Cluster) {
     }
 }
 
-fn second_start(cluster: &Cluster) {
+fn second_start(cluster: &mut Cluster) {
     run_refused(cluster.node(1), &["in use"]);
     let mount = cluster.node(1).mount();
     assert!(mounts::is_fuse(&mount), "the first one is not disturbed");
@@ -246,13 +255,27 @@ fn stale_mount(cluster: &mut Cluster) {
     cluster.wait_healthy();
 }
 
+/// A file as it was, put back when this goes, whatever happens meanwhile.
+struct PutBack<'a> {
+    file: &'a Path,
+    good: Vec<u8>,
+}
+
+impl Drop for PutBack<'_> {
+    fn drop(&mut self) {
+        if let Err(why) = fs::write(self.file, &self.good) {
+            eprintln!("put {} back: {why}", self.file.display());
+        }
+    }
+}
+
 /// Changes a file of a stopped node, sees it refused with the file's name, and puts it back.
 fn damaged(cluster: &Cluster, file: &Path, damage: impl FnOnce(&Path), any_of: &[&str]) {
-    let good = fs::read(file).expect("read a file of a node");
+    let good = PutBack { file, good: fs::read(file).expect("read a file of a node") };
     damage(file);
     let node = cluster.node(2);
     let output = node.call(&["node", "run", "--data", &node.data_arg()]);
-    fs::write(file, good).expect("put it back");
+    drop(good);
     refused(&output, any_of);
     let name = file.file_name().and_then(|n| n.to_str()).expect("a plain name");
     let said = words(&output);
