@@ -95,7 +95,7 @@ pub fn watch(data: &DataDir, point: &Path, device: &str) -> Result<()> {
         if !ours {
             return Ok(());
         }
-        if matches!(rustix::fs::stat(point), Err(Errno::NOTCONN | Errno::CONNABORTED)) {
+        if matches!(rustix::fs::statfs(point), Err(Errno::NOTCONN | Errno::CONNABORTED)) {
             return unmount(point);
         }
         drop(held);

@@ -134,19 +134,23 @@ pub enum Point {
 /// What is there cannot become a mount point.
 pub fn mount_point(point: &Path) -> Result<Point> {
     let shown = point.display();
+    if let Some(mount) = mounts().into_iter().rev().find(|m| m.point == point) {
+        // Before anything looks into it, which could hang.
+        if mount.kind == MOUNT_TYPE && hfcache_fuse::kernel::is_dead(point) == Some(true) {
+            return Ok(Point::Stale);
+        }
+        bail!(
+            "{shown} is a mount point already ({} {}).\nUnmount it (`umount {shown}`), or name another directory.",
+            mount.kind,
+            mount.source
+        );
+    }
     match std::fs::metadata(point) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Point::Missing),
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return Ok(Point::Stale),
         Err(e) => return Err(e).with_context(|| format!("look at mount point {shown}")),
         Ok(m) if !m.is_dir() => bail!("mount point {shown} is not a directory; name one with --mount"),
         Ok(_) => {}
-    }
-    if let Some(mount) = mounts().into_iter().rev().find(|m| m.point == point) {
-        bail!(
-            "{shown} is a mount point already ({} {}).\nUnmount it (`umount {shown}`), or name another directory.",
-            mount.kind,
-            mount.source
-        );
     }
     let mut entries = std::fs::read_dir(point).with_context(|| format!("list mount point {shown}"))?;
     if let Some(entry) = entries.next() {

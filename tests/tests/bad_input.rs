@@ -43,11 +43,13 @@ fn still_works(cluster: &Cluster, name: &str) {
     cluster.wait_healthy();
 }
 
+type Check = (&'static str, fn(&mut Cluster));
+
 #[test]
 fn what_people_get_wrong_is_refused_with_words() {
     let lab = Arc::new(Lab::new("bad-input"));
     let mut cluster = Cluster::start_in(&lab, "a", 3);
-    let checks: &[(&str, fn(&mut Cluster))] = &[
+    let checks: &[Check] = &[
         ("wrong_use", wrong_use),
         ("wrong_tokens", wrong_tokens),
         ("expired_token", expired_token),

@@ -26,4 +26,4 @@ pub mod request;
 mod session;
 mod table;
 
-pub use mount::{Mount, MountOptions};
+pub use mount::{Mount, MountOptions, is_dead};

@@ -27,7 +27,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 const DRAIN_INTERRUPTED: Duration = Duration::from_secs(1);
 /// Longest wait for the kernel to let go after an unmount.
 const LET_GO: Duration = Duration::from_secs(5);
-/// Longest wait for a `stat` of what is mounted already.
+/// Longest wait for a `statfs` of what is mounted already.
 const PROBE: Duration = Duration::from_secs(5);
 
 /// Where and how to mount.
@@ -261,8 +261,8 @@ fn prepare(wanted: &Path) -> Result<PathBuf> {
     // Daemons that died one after the other may have left a pile.
     for _ in 0..16 {
         let Some(mounted) = table::top(&point)? else { break };
-        let dead = match probe(&point) {
-            Some(result) => matches!(result, Err(Errno::NOTCONN | Errno::CONNABORTED)),
+        let dead = match is_dead(&point) {
+            Some(dead) => dead,
             None => {
                 let message = format!("the {} mount at {shown} does not answer: unmount it", mounted.kind);
                 return Err(Error::new(Kind::Busy, message));
@@ -333,12 +333,14 @@ fn resolve_link(wanted: &Path, link: &Path, target: &Path) -> Result<PathBuf> {
     Ok(std::fs::canonicalize(parent).map_err(|e| missing(wanted, e))?.join(name))
 }
 
-/// `stat` on a thread of its own: `None` if it hangs.
-fn probe(point: &Path) -> Option<Result<(), Errno>> {
+/// Whether the server of a mount is gone; `None` if it does not answer. Asks with `statfs`, on a thread of its own:
+/// that always goes to the server, while the kernel may answer a `stat` for a dead one from what it remembers.
+pub fn is_dead(point: &Path) -> Option<bool> {
     let (send, receive) = mpsc::sync_channel(1);
     let point = point.to_owned();
     let look = move || {
-        let _ = send.send(rustix::fs::stat(&point).map(drop));
+        let asked = rustix::fs::statfs(&point);
+        let _ = send.send(matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED)));
     };
     std::thread::Builder::new().name("probe-mount".to_owned()).spawn(look).ok()?;
     receive.recv_timeout(PROBE).ok()
