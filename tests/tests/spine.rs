@@ -104,7 +104,7 @@ fn three_nodes_share_a_cache_and_one_may_die() {
 fn nodes_join_while_files_are_written() {
     let mut cluster = Cluster::start("join", 3);
     let stop = AtomicBool::new(false);
-    let dirs = [cluster.path(0, "w0"), cluster.path(2, "w2")];
+    let dirs = [cluster.path(0, "w0"), cluster.path(2, "w1")];
     let written: Vec<(usize, u64, Pattern)> = thread::scope(|scope| {
         let writers: Vec<_> = dirs
             .iter()
