@@ -1,6 +1,7 @@
 //! What the admin socket can ask of a running node, and who may join through it.
 
 use crate::admin::{Request, server::Handler};
+use crate::data::DataDir;
 use crate::found::later;
 use crate::leave;
 use crate::run::Tree;
@@ -41,6 +42,8 @@ pub struct Control {
     pub leaving: Arc<Mutex<()>>,
     /// Has to be down before this node is no member any more.
     pub tree: Tree,
+    /// Where it is noted that this node has left.
+    pub data: DataDir,
 }
 
 #[async_trait]
@@ -113,7 +116,8 @@ impl Control {
         let busy =
             || Error::new(Kind::Busy, "this node is leaving already; `hfcache status` shows how far it is");
         let one = self.leaving.clone().try_lock_owned().map_err(|_| busy())?;
-        let (sources, stop, tree) = (self.sources.clone(), self.stop.clone(), self.tree.clone());
+        let (sources, stop) = (self.sources.clone(), self.stop.clone());
+        let (tree, data) = (self.tree.clone(), self.data.clone());
         let work = tokio::spawn(async move {
             let last = || async move {
                 let down = tree.take_down().await;
@@ -121,6 +125,9 @@ impl Control {
             };
             let plan = leave::leave(&sources, force, dry_run, &progress, last).await;
             if plan.is_ok() && !dry_run {
+                if let Err(e) = data.note_left() {
+                    tracing::warn!(error = format!("{e:#}"), "note that this node has left");
+                }
                 tokio::spawn(async move {
                     tokio::time::sleep(PARTING).await;
                     stop.request("it left the cluster");

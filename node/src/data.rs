@@ -70,6 +70,14 @@ impl DataDir {
         self.0.join("members.json")
     }
 
+    /// Notes that the node here has left its cluster, for whoever starts it again.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    pub fn note_left(&self) -> Result<()> {
+        self.write_atomic(&self.0.join("left"), b"this node has left its cluster\n", 0o644)
+    }
+
     fn lock_file(&self) -> PathBuf {
         self.0.join("lock")
     }
@@ -124,6 +132,13 @@ impl DataDir {
     /// # Errors
     /// No node, a newer format, or a damaged `format` file.
     pub fn check(&self) -> Result<()> {
+        if self.0.join("left").exists() {
+            bail!(
+                "the node in {} has left its cluster.\n\
+                 Remove the directory; to bring the machine back, join with a new token (`hfcache token create`).",
+                self.0.display()
+            );
+        }
         let path = self.format();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,

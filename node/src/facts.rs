@@ -56,8 +56,8 @@ pub struct ShardFacts {
     pub missing: u64,
     /// Shards that belong elsewhere and are kept until they are there.
     pub surplus: u64,
-    /// Whether `missing` counts everything: all chunks have been compared with all shards for the map of
-    /// `epoch`.
+    /// Whether all chunks have been compared with all shards for the map of `epoch`, and nothing is left to do or
+    /// to look at. Briefly unset while new chunks come in.
     pub checked: bool,
     /// The map that was compared with.
     pub epoch: Epoch,

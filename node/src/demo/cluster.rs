@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Nodes of the story.
@@ -30,6 +31,8 @@ pub(super) struct Cluster {
     listen: Vec<SocketAddr>,
     http: Vec<SocketAddr>,
     state: Mutex<State>,
+    /// A signal ends the story; who cleans up then also ends the process.
+    pub(super) interrupted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -43,7 +46,15 @@ impl Cluster {
     pub(super) fn new(dir: PathBuf, keep: bool) -> Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
         let (listen, http) = free_ports(NODES)?;
-        Ok(Self { dir, program, keep, listen, http, state: Mutex::default() })
+        Ok(Self {
+            dir,
+            program,
+            keep,
+            listen,
+            http,
+            state: Mutex::default(),
+            interrupted: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn dir(&self) -> &Path {

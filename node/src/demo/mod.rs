@@ -19,6 +19,7 @@ use show::Show;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Longest wait for the cluster to come up or to heal.
@@ -62,6 +63,10 @@ pub fn run(options: Options) -> Result<()> {
             show.summary();
             Ok(())
         }
+        // What went wrong is that the nodes were taken away.
+        Err(_) if cluster.interrupted.load(Ordering::SeqCst) => loop {
+            std::thread::park();
+        },
         Err(e) => {
             for (node, tail) in cluster.log_tails() {
                 show.line(&format!("--- last words of node {node}:\n{tail}"));
@@ -109,6 +114,7 @@ fn clean_up_on_signal(cluster: Arc<Cluster>) -> Result<()> {
             let waits = signals.iter_mut().map(|s| Box::pin(s.recv()));
             futures::future::select_all(waits).await;
         });
+        cluster.interrupted.store(true, Ordering::SeqCst);
         eprintln!("\nhfcache: stopping and cleaning up");
         if let Err(e) = cluster.clean_up() {
             eprintln!("hfcache: clean up: {e:#}");

@@ -48,7 +48,7 @@ impl Facts for Own {
                 bytes: r.bytes,
                 missing: r.missing,
                 surplus: r.surplus,
-                checked: r.passes > 0,
+                checked: r.passes > 0 && r.idle,
                 epoch: Epoch(r.epoch),
                 damaged: r.corrupt_found,
                 rebuilt: r.rebuilt,

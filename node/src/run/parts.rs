@@ -25,6 +25,8 @@ use hfcache_raft::consensus::node::{Consensus, Failure, OpenOptions};
 use hfcache_storage::engine::RealDisk;
 use hfcache_storage::{Store, StoreOptions};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -36,7 +38,8 @@ use tracing::{info, warn};
 const QUORUM_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether a node that lost its session can reach the cluster again.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Time for a wanted end to be heard of before the removal of this node counts as a surprise.
+/// How long a removed node may still talk, so that one that leaves by itself hears the answer and ends as
+/// wished.
 const REMOVAL_GRACE: Duration = Duration::from_secs(2);
 
 /// See the module. What has not started is `None`.
@@ -131,6 +134,7 @@ impl Parts {
             stop: stop.clone(),
             leaving,
             tree: self.tree.clone(),
+            data: data.clone(),
         };
         let socket = server::bind(data.path())?;
         self.tasks.spawn(async move {
@@ -167,20 +171,31 @@ impl Parts {
         meta.subscribe(Arc::new(MapSink(changed.clone())));
         let (meta, net, stop) = (meta.clone(), net.clone(), stop.clone());
         self.tasks.spawn(async move {
-            let mut was_member = false;
+            let mut known: BTreeMap<NodeId, SocketAddr> = BTreeMap::new();
             loop {
-                let map = meta.map();
+                let now: BTreeMap<_, _> = meta.map().nodes.values().map(|n| (n.id, n.addr)).collect();
                 // A new node has no map until it hears of the leader's.
-                if !map.nodes.is_empty() {
-                    net.set_members(map.nodes.values().map(|n| (n.id, n.addr)).collect());
+                if now.is_empty() {
+                    changed.notified().await;
+                    continue;
                 }
-                let member = map.nodes.contains_key(&me);
-                if was_member && !member {
-                    tokio::time::sleep(REMOVAL_GRACE).await;
+                let gone: Vec<NodeId> = known.keys().filter(|n| !now.contains_key(n)).copied().collect();
+                if gone.is_empty() {
+                    net.set_members(now.iter().map(|(n, a)| (*n, *a)).collect());
+                    known = now;
+                    changed.notified().await;
+                    continue;
+                }
+                // Who left by itself still has to hear that it was heard.
+                known.extend(now);
+                net.set_members(known.iter().map(|(n, a)| (*n, *a)).collect());
+                tokio::time::sleep(REMOVAL_GRACE).await;
+                if gone.contains(&me) {
                     stop.broken("this node was removed from its cluster");
                 }
-                was_member |= member;
-                changed.notified().await;
+                for node in gone {
+                    known.remove(&node);
+                }
             }
         });
     }

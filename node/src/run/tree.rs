@@ -13,9 +13,12 @@ use tracing::error;
 #[derive(Clone, Default)]
 pub struct Tree(Arc<Inner>);
 
+/// Without a guard where none could be started.
+type Mounted = (Arc<Fs>, Arc<Mount>, Option<Guard>);
+
 #[derive(Default)]
 struct Inner {
-    mounted: Mutex<Option<(Arc<Fs>, Arc<Mount>, Option<Guard>)>>,
+    mounted: Mutex<Option<Mounted>>,
     /// The end of the mount is wanted.
     ending: AtomicBool,
 }

@@ -21,6 +21,11 @@ const FACTS_DEADLINE: Duration = Duration::from_millis(1_500);
 /// How long the cluster may take to prove that it has a leader and a quorum.
 const QUORUM_DEADLINE: Duration = Duration::from_millis(1_500);
 
+/// How often nodes are asked again that are looking at their shards.
+const LOOKS: u32 = 6;
+/// Time between two such questions.
+const LOOK_EVERY: Duration = Duration::from_millis(60);
+
 /// What `status --json` prints. Fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -267,11 +272,26 @@ impl Sources {
     }
 }
 
-/// Asks every member and judges.
+/// Asks every member and judges. Where nothing is wrong but that a node is looking at its shards just now, as
+/// it does for a moment with every new chunk, it is asked again before that counts.
 ///
 /// # Errors
 /// Only if this node's own state is damaged.
 pub async fn gather(sources: &Arc<Sources>) -> Result<Status> {
+    let mut tries = 0;
+    loop {
+        let status = gather_once(sources).await?;
+        let r = &status.redundancy;
+        let only_looking = r.unchecked_nodes > 0 && r.missing_shards == 0 && r.down_nodes == 0;
+        tries += 1;
+        if !only_looking || tries == LOOKS {
+            return Ok(status);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn gather_once(sources: &Arc<Sources>) -> Result<Status> {
     let quorum = sources.meta.read_point(QUORUM_DEADLINE).await.is_ok();
     let map = sources.meta.map();
     let me = sources.net.me();

@@ -85,7 +85,7 @@ impl fmt::Display for Status {
         };
         writeln!(
             f,
-            "redundancy  {protection}; new data {} ({})",
+            "redundancy  {protection}\nnew data    {} ({})",
             r.scheme,
             match r.tolerates {
                 0 => "no storage node may be lost".to_owned(),
