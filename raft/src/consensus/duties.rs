@@ -8,13 +8,15 @@ use crate::consensus::propose::Proposer;
 use crate::consensus::store::Store;
 use crate::state::StateView;
 use hfcache_base::limits::CALL_DEADLINE;
-use hfcache_base::meta::Op;
-use hfcache_base::seam::{Clock, View};
+use hfcache_base::meta::{Applied, Change, ChunkRef, Op};
+use hfcache_base::seam::{ChangeSink, Clock, View};
 use hfcache_base::{ChunkId, Error, Kind, NodeId, NodeState, Result, Scheme};
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How often a leader looks around.
@@ -25,6 +27,8 @@ const REAP_ROUNDS: u64 = 6;
 const CAUGHT_UP: u64 = 1_000;
 /// Chunks looked at in one round for more copies.
 const RAISE_PAGE: usize = 1_024;
+/// Most new chunks with too few copies that are remembered; beyond that all are looked at again.
+const NEWS_MAX: usize = 65_536;
 
 /// See the module.
 pub struct Duties {
@@ -34,6 +38,39 @@ pub struct Duties {
     me: NodeId,
     leader: Arc<Leader>,
     proposer: Arc<Proposer>,
+    news: Arc<NewChunks>,
+}
+
+/// Chunks that were committed with fewer copies than the cluster can afford. Writers choose by the nodes they
+/// see up, so this happens also after the look at all chunks has passed by: while a node joins, or is away.
+struct NewChunks {
+    store: Arc<Store>,
+    few: Mutex<BTreeSet<ChunkId>>,
+    /// Not all of them could be remembered.
+    more: AtomicBool,
+}
+
+impl ChangeSink for NewChunks {
+    fn applied(&self, batch: &[Applied]) {
+        let mut parity = None;
+        for change in batch.iter().flat_map(|a| &a.changes) {
+            let Change::ChunkAdded(chunk) = change else { continue };
+            let wanted =
+                *parity.get_or_insert_with(|| Scheme::parity_for(self.store.map().storage_nodes().count()));
+            if chunk.scheme.data == 1 && chunk.scheme.parity < wanted {
+                let mut few = self.few.lock();
+                if few.len() < NEWS_MAX {
+                    few.insert(chunk.id);
+                } else {
+                    self.more.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn replaced(&self) {
+        self.more.store(true, Ordering::Relaxed);
+    }
 }
 
 /// How far the look for chunks with too few copies has come.
@@ -55,7 +92,13 @@ impl Duties {
         leader: Arc<Leader>,
         proposer: Arc<Proposer>,
     ) -> Self {
-        Self { raft, store, clock, me, leader, proposer }
+        let news = Arc::new(NewChunks {
+            store: store.clone(),
+            few: Mutex::default(),
+            more: AtomicBool::new(false),
+        });
+        store.subscribe(news.clone());
+        Self { raft, store, clock, me, leader, proposer, news }
     }
 
     /// Does them for ever.
@@ -64,7 +107,9 @@ impl Duties {
         for round in 0u64.. {
             self.clock.sleep(EVERY).await;
             if !self.leader.on_duty() {
+                // Who begins to lead looks at everything.
                 raising = Raising::default();
+                self.news.few.lock().clear();
                 continue;
             }
             log_failure("close silent sessions", self.close_sessions().await);
@@ -173,25 +218,56 @@ impl Duties {
         Ok(())
     }
 
-    /// Looks at one page of chunks, if copies may be missing.
+    /// Looks at what is new, and at one page of all chunks, if copies may be missing.
     async fn raise_parity(&self, raising: &mut Raising) -> Result<()> {
         let parity = Scheme::parity_for(self.store.map().storage_nodes().count());
-        if parity > raising.parity {
+        if parity == 0 {
+            return Ok(());
+        }
+        if parity > raising.parity || self.news.more.swap(false, Ordering::Relaxed) {
             *raising = Raising { parity, ..Raising::default() };
         }
-        if raising.done || parity == 0 {
+        let raised = self.raise_new(parity).await;
+        if raised.is_err() {
+            self.news.more.store(true, Ordering::Relaxed);
+        }
+        raised?;
+        if raising.done {
             return Ok(());
         }
         let page = self.view()?.chunks(raising.after, RAISE_PAGE)?;
-        let few = page.iter().filter(|c| c.scheme.data == 1 && c.scheme.parity < raising.parity);
-        let chunks: Vec<ChunkId> = few.map(|c| c.id).collect();
-        if !chunks.is_empty() {
-            tracing::info!(chunks = chunks.len(), parity = raising.parity, "add copies");
-            self.proposer.commit_for_cluster(Op::RaiseParity { chunks, parity: raising.parity }).await?;
-        }
+        self.add_copies(page.iter().copied(), raising.parity).await?;
         match page.last() {
             Some(last) => raising.after = last.id,
             None => raising.done = true,
+        }
+        Ok(())
+    }
+
+    async fn raise_new(&self, parity: u8) -> Result<()> {
+        let ids: Vec<ChunkId> = {
+            let mut few = self.news.few.lock();
+            let rest = few.iter().nth(RAISE_PAGE).copied().map(|first| few.split_off(&first));
+            std::mem::replace(&mut *few, rest.unwrap_or_default()).into_iter().collect()
+        };
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let view = self.view()?;
+        let mut chunks = Vec::with_capacity(ids.len());
+        for id in ids {
+            chunks.extend(view.chunk(id)?);
+        }
+        drop(view);
+        self.add_copies(chunks.into_iter(), parity).await
+    }
+
+    async fn add_copies(&self, chunks: impl Iterator<Item = ChunkRef>, parity: u8) -> Result<()> {
+        let few = chunks.filter(|c| c.scheme.data == 1 && c.scheme.parity < parity);
+        let chunks: Vec<ChunkId> = few.map(|c| c.id).collect();
+        if !chunks.is_empty() {
+            tracing::info!(chunks = chunks.len(), parity, "add copies");
+            self.proposer.commit_for_cluster(Op::RaiseParity { chunks, parity }).await?;
         }
         Ok(())
     }
