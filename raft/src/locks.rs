@@ -31,7 +31,7 @@ use crate::state::LockRecord;
 use crate::state::lock::normal;
 use async_trait::async_trait;
 use hfcache_base::meta::{Applied, Change, Lock, LockHolder, LockKind, Op, Reply};
-use hfcache_base::seam::Clock;
+use hfcache_base::seam::{Clock, Moment};
 use hfcache_base::{Error, InodeId, Kind, Result, SessionId};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -43,6 +43,9 @@ use tokio::sync::{Notify, oneshot};
 /// A recalled delegation with locks held waits this long for a moment without, because giving back
 /// nothing lets the next session have the delegation instead of records.
 const RECALL_GRACE: Duration = Duration::from_millis(2);
+/// A delegation stays at least this long once it was given: nodes that all want one lock take turns of many
+/// locks each instead of handing every single one around.
+const TURN: Duration = Duration::from_millis(4);
 /// A request that does not wait for a lock waits this long for another session's delegation to come back.
 /// Longer means that the other node is in trouble; its locks count as held until its session ends.
 const RECALL_PATIENCE: Duration = Duration::from_secs(1);
@@ -263,7 +266,9 @@ impl Inner {
                 } else {
                     let known = table.tell_granted(*ino, lock, Told::Granted);
                     let holder = LockHolder { session: *session, lock: *lock };
+                    let turn = self.clock.now().after(TURN);
                     let entry = table.adopt(*ino);
+                    entry.turn = turn;
                     if known {
                         entry.queue.held.set(holder);
                     }
@@ -288,6 +293,20 @@ impl Inner {
         // Unknown here it was granted in a snapshot.
         let entry = table.adopt(ino);
         if entry.recalled || entry.returning.is_some() {
+            return;
+        }
+        let left = entry.turn.since(self.clock.now());
+        if !left.is_zero() {
+            let inner = self.clone();
+            self.runtime.spawn(async move {
+                inner.clock.sleep(left).await;
+                let mut table = inner.table.lock();
+                // It may have gone back meanwhile; one that came again then has a short turn.
+                if let Some(entry) = table.entries.get_mut(&ino) {
+                    entry.turn = Moment::default();
+                    inner.recall(&mut table, ino);
+                }
+            });
             return;
         }
         entry.recalled = true;

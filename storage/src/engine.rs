@@ -1,5 +1,6 @@
 //! The real disk, behind [`Disk`]: plain system calls, no runtime.
 
+use crate::direct::Direct;
 use hfcache_base::error::Context;
 use hfcache_base::seam::{Disk, DiskFile, Space};
 use hfcache_base::{Error, Kind, Result};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
-struct RealFile(File);
+struct RealFile(File, Direct);
 
 impl DiskFile for RealFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
@@ -31,6 +32,10 @@ impl DiskFile for RealFile {
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         Ok(self.0.write_all_at(data, offset)?)
+    }
+
+    fn write_direct(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        Ok(self.1.write(&self.0, parts, offset)?)
     }
 
     fn sync(&self) -> Result<()> {
@@ -69,7 +74,7 @@ impl Disk for RealDisk {
             .truncate(create)
             .open(path)
             .doing(|| format!("open {}", path.display()))?;
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(RealFile(file, Direct::default())))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {

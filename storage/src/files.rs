@@ -169,11 +169,17 @@ impl ShardFiles {
 
     fn fill(&self, path: &Path, header: &Header, parts: &[Bytes]) -> Result<()> {
         let file = self.disk.open(path, true)?;
-        file.write_at(&header.encode(), 0)?;
-        let mut offset = header.header_len() as u64;
-        for part in parts {
-            file.write_at(part, offset)?;
-            offset += part.len() as u64;
+        let head = header.encode();
+        let all: Vec<&[u8]> = std::iter::once(head.as_slice()).chain(parts.iter().map(|p| &p[..])).collect();
+        if header.header_len() == HEADER_LARGE {
+            // The page cache of this node is no place for it: whoever reads it keeps a copy of its own.
+            file.write_direct(&all, 0)?;
+        } else {
+            let mut offset = 0;
+            for part in all {
+                file.write_at(part, offset)?;
+                offset += part.len() as u64;
+            }
         }
         file.sync()
     }

@@ -6,6 +6,7 @@
 //! say to each other. [`codec`], [`shard`], [`plan`] and [`interval`] are pure.
 
 pub mod codec;
+mod direct;
 pub mod engine;
 pub mod fetch;
 pub mod files;

@@ -25,6 +25,21 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// [`crate::Kind::NoSpace`] when full; part of it may have been written.
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
+    /// Writes `parts` one after the other from `offset` on, past the page cache as far as the file system and
+    /// alignment allow, and as [`DiskFile::write_at`] for the rest. For large content that nobody here reads
+    /// soon: filling fresh pages of the cache costs more than the disk does. Must not overlap a write that
+    /// another thread makes at the same time.
+    ///
+    /// # Errors
+    /// As [`DiskFile::write_at`].
+    fn write_direct(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        let mut at = offset;
+        for part in parts {
+            self.write_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
     /// Makes content and length survive a power cut.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use crate::state::lock::{Queue, Verdict, normal, same_owner};
 use hfcache_base::meta::{Lock, LockHolder, LockKind};
+use hfcache_base::seam::Moment;
 use hfcache_base::{InodeId, Kind, SessionId};
 use std::collections::BTreeMap;
 use tokio::sync::oneshot;
@@ -28,6 +29,8 @@ pub(crate) struct Entry {
     pub queue: Queue,
     /// Called back: no new lock is given, unlocks are still local.
     pub recalled: bool,
+    /// Not called back before.
+    pub turn: Moment,
     /// On its way back, under this number: nothing is local until it has arrived.
     pub returning: Option<u64>,
     used: u64,

@@ -309,6 +309,12 @@ impl DiskFile for FullableFile {
         }
         self.0.write_at(data, offset)
     }
+    fn write_direct(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        if self.1.full.load(Ordering::Relaxed) {
+            return Err(Kind::NoSpace.into());
+        }
+        self.0.write_direct(parts, offset)
+    }
     fn sync(&self) -> Result<()> {
         self.0.sync()
     }
