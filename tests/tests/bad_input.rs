@@ -326,9 +326,14 @@ fn torn_state(cluster: &mut Cluster) {
             }
             fs::write(f, bytes).expect("write");
         };
+        let say = |how: &str| println!("  {how} {}", file.display());
+        say("halve");
         damaged(cluster, file, half, way_back);
+        say("scribble over");
         damaged(cluster, file, scribble, way_back);
+        say("empty");
         damaged(cluster, file, |f| fs::write(f, "").expect("empty"), way_back);
+        say("remove");
         damaged(cluster, file, |f| fs::remove_file(f).expect("remove"), way_back);
     }
     cluster.node_mut(2).start();
