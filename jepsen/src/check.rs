@@ -1,6 +1,8 @@
-//! Whether a history of registers is linearizable.
+//! Whether a history of registers keeps the promise, and whether it is even linearizable.
 //!
-//! Every value is written at most once, so the test of Gibbons and Korach ("Testing shared memories", 1997)
+//! The promise is [`acknowledged`]: what was answered is seen by every later look, on every node. A look during
+//! a write may see either value, on each node by itself; a linearizable register would settle that, too, which
+//! [`linearizable`] tells. Every value is written at most once, so for that the test of Gibbons and Korach ("Testing shared memories", 1997)
 //! is exact and takes `n log n`. All operations on one value form its *zone*, from the first answer to the last
 //! call among them. If that is a stretch of time ("forward"), the register must have held the value over all of
 //! it; if not ("backward"), one moment between the last call and the first answer is enough. A history is
@@ -19,13 +21,63 @@ struct Zone {
     reads: usize,
 }
 
+/// Which read missed a write that was answered before it began, for people; `None` when none did.
+pub fn acknowledged(operations: &[Operation]) -> Option<String> {
+    for_each_register(operations, missed)
+}
+
 /// Why a history is not linearizable, for people; `None` when it is.
 pub fn linearizable(operations: &[Operation]) -> Option<String> {
+    for_each_register(operations, register)
+}
+
+fn for_each_register(operations: &[Operation], judge: fn(&[Operation]) -> Option<String>) -> Option<String> {
     let mut keys: BTreeMap<usize, Vec<Operation>> = BTreeMap::new();
     for o in operations {
         keys.entry(o.key).or_default().push(*o);
     }
-    keys.into_iter().find_map(|(key, of_key)| Some(format!("register {key}: {}", register(&of_key)?)))
+    keys.into_iter().find_map(|(key, of_key)| Some(format!("register {key}: {}", judge(&of_key)?)))
+}
+
+fn missed(operations: &[Operation]) -> Option<String> {
+    let mut writes: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    // When each answered write was answered, and the latest call among all that were answered until then.
+    let mut answered: Vec<(u64, u64)> = Vec::new();
+    for o in operations {
+        let Ask::Write(value) = o.ask else { continue };
+        match o.outcome {
+            Outcome::Fail => continue,
+            Outcome::Info => writes.insert(value, (o.called, u64::MAX)),
+            Outcome::Ok(_) => {
+                answered.push((o.answered, o.called));
+                writes.insert(value, (o.called, o.answered))
+            }
+        };
+    }
+    answered.sort_unstable();
+    let mut latest = 0;
+    for (_, called) in &mut answered {
+        latest = latest.max(*called);
+        *called = latest;
+    }
+    operations.iter().find_map(|o| {
+        let (Ask::Read, Outcome::Ok(value)) = (o.ask, o.outcome) else { return None };
+        let Some(&(called, done)) = writes.get(&value) else {
+            return Some(format!("{value} was read at {} but never written", o.answered));
+        };
+        if o.answered < called {
+            return Some(format!("{value} was read at {} and written at {called}", o.answered));
+        }
+        let before = answered.partition_point(|(at, _)| *at < o.called).checked_sub(1)?;
+        let newest = answered[before].1;
+        (done < newest).then(|| {
+            format!(
+                "{value} was read from {} to {}, but a write that began at {newest}, after it was done at {done}, \
+                 had been answered",
+                o.called, o.answered
+            )
+        })
+    })
 }
 
 fn register(operations: &[Operation]) -> Option<String> {
@@ -127,6 +179,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_was_answered_must_be_seen_and_what_was_not_may_be() {
+        // Two nodes disagree while 2 is being written: allowed, though not linearizable.
+        let during = [write(1, 0, 1), write(2, 2, 9), read(2, 3, 4), read(1, 5, 6)];
+        assert_eq!(acknowledged(&during), None);
+        assert!(linearizable(&during).is_some());
+        let lost = op(Ask::Write(2), Outcome::Info, 2, 3);
+        assert_eq!(
+            acknowledged(&[write(1, 0, 1), lost, read(1, 4, 5), read(2, 50, 60), read(1, 70, 71)]),
+            None
+        );
+        for bad in [
+            vec![write(1, 0, 1), write(2, 2, 3), read(1, 4, 5)],
+            vec![write(1, 0, 1), write(2, 2, 9), read(2, 3, 4), read(1, 10, 11)],
+            vec![write(1, 0, 1), write(2, 2, 9), write(3, 3, 4), read(1, 5, 6)],
+            vec![write(1, 0, 1), read(7, 2, 3)],
+            vec![read(1, 0, 1), write(1, 2, 3)],
+            vec![write(1, 0, 1), op(Ask::Write(2), Outcome::Fail, 2, 3), read(2, 4, 5)],
+        ] {
+            assert!(acknowledged(&bad).is_some(), "{bad:?}");
+        }
+    }
+
     /// Tries every order: slow, and certainly right.
     fn by_force(left: &[Operation], now: u64) -> bool {
         if left.iter().all(|o| o.outcome == Outcome::Info) {
@@ -171,6 +246,10 @@ mod tests {
             });
             let want = by_force(&history, u64::MAX);
             assert_eq!(linearizable(&history).is_none(), want, "{history:?}");
+            assert!(
+                !want || acknowledged(&history).is_none(),
+                "linearizable, yet something was missed: {history:?}"
+            );
             *(if want { &mut good } else { &mut bad }) += 1;
         }
         assert!(good > 1_000 && bad > 1_000, "{good} good, {bad} bad");

@@ -1,4 +1,4 @@
-//! Registers on three nodes stay linearizable while nodes are killed, frozen and unplugged.
+//! What was acknowledged is seen on all of three nodes, while nodes are killed, frozen and unplugged.
 
 use hfcache_jepsen::history::{Ask, Operation, Outcome, write_edn};
 use hfcache_jepsen::random::Random;
@@ -28,7 +28,7 @@ fn keep(operations: &[Operation]) -> PathBuf {
 }
 
 #[test]
-fn registers_stay_linearizable_under_faults() {
+fn what_was_acknowledged_is_seen_by_all_under_faults() {
     let mut random = Random::from_environment();
     let mut cluster = match netns::missing() {
         None => Cluster::start_in_namespaces("jepsen", NODES),
@@ -88,9 +88,11 @@ fn registers_stay_linearizable_under_faults() {
     );
     measure::record("jepsen", "operations of the register history", operations.len() as f64, "");
 
-    if let Some(why) = check::linearizable(&operations) {
-        panic!("not linearizable: {why}; the history is in {}", kept.display());
+    if let Some(why) = check::acknowledged(&operations) {
+        panic!("an acknowledged write was missed: {why}; the history is in {}", kept.display());
     }
+    // Beyond the promise, and so a fact and no verdict.
+    println!("  strictly linearizable: {}", check::linearizable(&operations).unwrap_or_else(|| "yes".into()));
     // A run in which nothing happened proves nothing.
     assert!(reads > 500 && writes > 200, "too little was done: {reads} reads, {writes} writes");
     assert!(

@@ -1,7 +1,8 @@
 //! What people and strangers get wrong, and how the program answers: a clear refusal, and nothing broken.
 
 use hfcache_tests::pattern::Pattern;
-use hfcache_tests::{Checks, Cluster, Lab, Node, eventually, mounts, within};
+use hfcache_tests::wait::until;
+use hfcache_tests::{Checks, Cluster, Lab, Node, eventually, mounts, sys, within};
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -314,11 +315,8 @@ fn torn_state(cluster: &mut Cluster) {
     files.retain(|f| f.metadata().is_ok_and(|m| m.is_file() && m.len() > 4_096));
     assert!(!files.is_empty(), "the state is in files");
     let way_back = &["join", "remove", "restore"];
+    fs::write(cluster.path(0, "witness"), "seen by all").expect("write a witness");
     for file in &files {
-        let half = |f: &Path| {
-            let handle = fs::File::options().write(true).open(f).expect("open");
-            handle.set_len(handle.metadata().expect("stat").len() / 2).expect("tear");
-        };
         let scribble = |f: &Path| {
             let mut bytes = fs::read(f).expect("read");
             for at in (0..bytes.len()).step_by(512) {
@@ -328,7 +326,7 @@ fn torn_state(cluster: &mut Cluster) {
         };
         let say = |how: &str| println!("  {how} {}", file.display());
         say("halve");
-        damaged(cluster, file, half, way_back);
+        halved(cluster, file, way_back);
         say("scribble over");
         damaged(cluster, file, scribble, way_back);
         say("empty");
@@ -338,6 +336,42 @@ fn torn_state(cluster: &mut Cluster) {
     }
     cluster.node_mut(2).start();
     cluster.wait_healthy();
+}
+
+/// Cuts a state file of a stopped node in half. Room that was never used may have been all that went: then the
+/// node runs, and what it shows must be right. Else it refuses, and the file is put back.
+fn halved(cluster: &Cluster, file: &Path, any_of: &[&str]) {
+    let good = PutBack { file, good: fs::read(file).expect("read a file of a node") };
+    let handle = fs::File::options().write(true).open(file).expect("open");
+    handle.set_len(good.good.len() as u64 / 2).expect("tear");
+    let node = cluster.node(2);
+    let said = cluster.lab().root().join("halved.log");
+    let log = fs::File::create(&said).expect("make a log");
+    let mut command = node.command(&["node", "run", "--data", &node.data_arg()]);
+    let mut child = command.stderr(log).spawn().expect("start the node");
+    let ended = until("a halved file is refused or whole", Duration::from_secs(60), || {
+        if let Some(status) = child.try_wait().expect("look at the node") {
+            return Ok(Some(status));
+        }
+        let healthy = node.call(&["status", "--data", &node.data_arg()]).status.success();
+        if healthy { Ok(None) } else { Err("it runs, but is not healthy".into()) }
+    });
+    match ended {
+        Some(status) => {
+            let said = fs::read_to_string(&said).expect("read the log");
+            assert!(!status.success(), "{said}");
+            let name = file.file_name().and_then(|n| n.to_str()).expect("a plain name");
+            assert!(said.contains(name), "{name} is not named: {said}");
+            assert!(any_of.iter().any(|word| said.contains(word)), "no way back: {said}");
+        }
+        None => {
+            assert_eq!(fs::read(cluster.path(2, "witness")).expect("read the witness"), b"seen by all");
+            sys::kill(child.id(), libc::SIGTERM).expect("stop the node");
+            child.wait().expect("wait for the node");
+            // It has voted and acknowledged since then: the older file must not come back.
+            std::mem::forget(good);
+        }
+    }
 }
 
 /// A node of another cluster, at the address of one of ours: neither side takes the other for its own.

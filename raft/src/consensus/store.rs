@@ -31,7 +31,8 @@ const FORMAT: u8 = 1;
 /// How long a file that is still open elsewhere is waited for: a part of this program may be closing it.
 const BUSY_TRIES: u32 = 100;
 
-/// Opens or makes a redb file.
+/// Opens or makes a redb file, and looks at every page of it. redb alone believes a file that was closed in
+/// order: one that lost its end since then would be found out only when what was there is read.
 ///
 /// # Errors
 /// [`Kind::Busy`] when it is open elsewhere, [`Kind::Corrupt`] when damaged.
@@ -39,7 +40,7 @@ pub(crate) fn open_database(path: &Path, cache: usize) -> Result<Database> {
     let mut tries = 0;
     loop {
         match Database::builder().set_cache_size(cache).create(path) {
-            Ok(db) => return Ok(db),
+            Ok(db) => return whole(db).map_err(|e| e.context(format!("check {}", path.display()))),
             Err(DatabaseError::DatabaseAlreadyOpen) if tries < BUSY_TRIES => {
                 tries += 1;
                 std::thread::sleep(Duration::from_millis(20));
@@ -49,6 +50,16 @@ pub(crate) fn open_database(path: &Path, cache: usize) -> Result<Database> {
             }
             Err(e) => return Err(failed(e).context(format!("open {}", path.display()))),
         }
+    }
+}
+
+/// The database, if every page has the checksum it should have. One that had to be set back is refused: it
+/// has forgotten what this node acknowledged.
+fn whole(mut db: Database) -> Result<Database> {
+    match db.check_integrity() {
+        Ok(true) => Ok(db),
+        Ok(false) => Err(Error::new(Kind::Corrupt, "it is damaged: pages are missing or changed")),
+        Err(e) => Err(failed(e)),
     }
 }
 
