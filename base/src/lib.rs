@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod id;
+pub mod interval;
 pub mod limits;
 pub mod map;
 pub mod meta;

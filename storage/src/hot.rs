@@ -3,7 +3,7 @@
 //! always win. The directory is emptied at every start: the maps are gone by then, and bytes that
 //! nobody committed are nobody's.
 
-use crate::interval::Intervals;
+use hfcache_base::interval::IntervalSet;
 use hfcache_base::limits::MIB;
 use hfcache_base::seam::{Disk, DiskFile, LocalFile, LocalKey};
 use hfcache_base::{Error, Kind, Result};
@@ -84,7 +84,7 @@ impl Hot {
         if len > 0 {
             file.set_len(len)?;
         }
-        let present = Mutex::new(Presence { ranges: Intervals::default(), len });
+        let present = Mutex::new(Presence { ranges: IntervalSet::default(), len });
         Ok(Arc::new(HotFile { file, path, present, writing: Mutex::new(()), hot: self.myself.clone() }))
     }
 
@@ -163,7 +163,7 @@ impl Hot {
         let mut any = false;
         while freed < bytes {
             let Some(copy) = oldest_unused(&mut self.state.lock()) else { break };
-            freed += copy.file.present.lock().ranges.total();
+            freed += copy.file.present.lock().ranges.bytes();
             any = true;
             // The last owner removes the file.
             drop(copy);
@@ -197,7 +197,7 @@ impl Hot {
     /// Hot copies and the bytes in them, held ones too.
     pub fn usage(&self) -> (u64, u64) {
         let state = self.state.lock();
-        let bytes = state.copies.values().map(|c| c.file.present.lock().ranges.total()).sum();
+        let bytes = state.copies.values().map(|c| c.file.present.lock().ranges.bytes()).sum();
         (state.copies.len() as u64, bytes)
     }
 }
@@ -209,7 +209,7 @@ fn oldest_unused(state: &mut State) -> Option<HotCopy> {
 }
 
 struct Presence {
-    ranges: Intervals,
+    ranges: IntervalSet,
     len: u64,
 }
 
@@ -252,7 +252,7 @@ fn range_of(data: &[u8], offset: u64) -> Result<Range<u64>> {
 
 impl LocalFile for HotFile {
     fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        self.present.lock().ranges.gaps(range)
+        self.present.lock().ranges.gaps(&range)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {

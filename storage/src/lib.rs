@@ -3,7 +3,7 @@
 //! [`Store`] is the chunk store of one node and what the mount sees of it. Below it: [`put`] and [`fetch`]
 //! bring shards to their holders and back, [`upkeep`] keeps each node's shards what they should be, [`hot`]
 //! holds local files on their way in or out, [`local`] is this node's own shards, [`service`] what nodes
-//! say to each other. [`codec`], [`shard`], [`plan`] and [`interval`] are pure.
+//! say to each other. [`codec`], [`shard`] and [`plan`] are pure.
 
 pub mod codec;
 mod direct;
@@ -12,7 +12,6 @@ pub mod fetch;
 pub mod files;
 pub mod hot;
 pub mod index;
-pub mod interval;
 pub mod local;
 pub mod pace;
 pub mod peers;

@@ -5,11 +5,11 @@
 
 use super::base::Base;
 use super::file::File;
-use super::interval::IntervalSet;
 use super::staging::{PieceState, Stage};
 use super::write::PutJob;
 use super::{Core, REQUEST_DEADLINE, Unsaved};
 use crate::ops::Reply;
+use hfcache_base::interval::IntervalSet;
 use hfcache_base::limits::{COMMIT_PIECES_MAX, INLINE_MAX, MIB};
 use hfcache_base::meta::{Attr, ChunkRef, Content, Extent, Op, Piece, Timestamp};
 use hfcache_base::meta::{Lock, LockKind, Reply as Answer};

@@ -10,7 +10,6 @@ mod base;
 mod changes;
 mod file;
 mod flush;
-mod interval;
 mod known;
 mod locks;
 mod names;

@@ -1,7 +1,7 @@
 //! Bytes that were written here and are not committed yet: where they lie, and which of them are already
 //! on the shard holders.
 
-use super::interval::IntervalSet;
+use hfcache_base::interval::IntervalSet;
 use hfcache_base::limits::{CHUNK_TARGET, COMMIT_PIECES_MAX, INLINE_MAX};
 use hfcache_base::meta::ChunkRef;
 use hfcache_base::seam::{Chunks, LocalFile};

@@ -1,8 +1,8 @@
 //! The chunk store in memory.
 
-use super::interval::IntervalSet;
 use async_trait::async_trait;
 use bytes::Bytes;
+use hfcache_base::interval::IntervalSet;
 use hfcache_base::meta::ChunkRef;
 use hfcache_base::seam::{Chunks, LocalFile, LocalKey, Space};
 use hfcache_base::{ChunkId, Error, Kind, Result, Scheme};

@@ -7,8 +7,6 @@
 #![expect(unreachable_pub, reason = "shared by several test binaries")]
 
 pub mod chunks;
-#[path = "../../src/fs/interval.rs"]
-mod interval;
 pub mod meta;
 pub mod state;
 

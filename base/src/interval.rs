@@ -1,18 +1,18 @@
-//! Sets of byte ranges.
+//! Sets of byte ranges: what of a file is present, dirty or on its way. Pure.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A set of bytes, as disjoint ranges that never touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct IntervalSet {
+pub struct IntervalSet {
     /// Start → end.
     ranges: BTreeMap<u64, u64>,
 }
 
 impl IntervalSet {
     /// Adds a range.
-    pub(crate) fn insert(&mut self, range: Range<u64>) {
+    pub fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -30,7 +30,7 @@ impl IntervalSet {
     }
 
     /// Takes a range out.
-    pub(crate) fn remove(&mut self, range: Range<u64>) {
+    pub fn remove(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -49,13 +49,13 @@ impl IntervalSet {
     }
 
     /// Whether every byte of the range is in the set.
-    pub(crate) fn contains(&self, range: &Range<u64>) -> bool {
+    pub fn contains(&self, range: &Range<u64>) -> bool {
         range.is_empty()
             || self.ranges.range(..=range.start).next_back().is_some_and(|(_, &e)| e >= range.end)
     }
 
     /// The parts of the range that are in the set, in order.
-    pub(crate) fn within(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+    pub fn within(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         if range.is_empty() {
             return Vec::new();
         }
@@ -71,7 +71,7 @@ impl IntervalSet {
     }
 
     /// The parts of the range that are not in the set, in order.
-    pub(crate) fn gaps(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+    pub fn gaps(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();
         let mut at = range.start;
         for r in self.within(range) {
@@ -87,24 +87,24 @@ impl IntervalSet {
     }
 
     /// All ranges, in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ranges.iter().map(|(&s, &e)| s..e)
     }
 
     /// Takes every range of another set out.
-    pub(crate) fn subtract(&mut self, other: &Self) {
+    pub fn subtract(&mut self, other: &Self) {
         for r in other.iter() {
             self.remove(r);
         }
     }
 
     /// How many bytes.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.iter().map(|r| r.end - r.start).sum()
     }
 
     /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 }
@@ -163,6 +163,38 @@ mod tests {
                 let outside: u64 = set.gaps(&range).iter().map(|r| r.end - r.start).sum();
                 assert_eq!(inside, part.iter().filter(|b| **b).count() as u64, "{what} {range:?}");
                 assert_eq!(inside + outside, end - start, "{what} {range:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn behaves_like_a_set_of_numbers() {
+        for seed in 0..300u64 {
+            let (mut set, mut model) = (IntervalSet::default(), [false; 64]);
+            let mut x = seed;
+            for _ in 0..60 {
+                x = crate::placement::mix(x);
+                let (a, b) = ((x % 64) as usize, ((x >> 8) % 65) as usize);
+                let range = a.min(b)..b.max(a);
+                let add = x >> 20 & 3 != 0;
+                model[range.clone()].fill(add);
+                let wide = range.start as u64..range.end as u64;
+                if add {
+                    set.insert(wide)
+                } else {
+                    set.remove(wide)
+                }
+                assert_eq!(set.bytes(), model.iter().filter(|p| **p).count() as u64);
+                let (from, to) = ((x >> 30) % 64, (x >> 36) % 65);
+                let gaps = set.gaps(&(from..to));
+                for n in 0..64u64 {
+                    let absent = (from..to).contains(&n) && !model[n as usize];
+                    assert_eq!(gaps.iter().any(|g| g.contains(&n)), absent, "{n} in {from}..{to}: {set:?}");
+                }
+                assert!(gaps.windows(2).all(|w| w[0].end < w[1].start));
+                // Touching ranges are one, so the map never grows without need.
+                let ranges: Vec<_> = set.ranges.iter().collect();
+                assert!(ranges.windows(2).all(|w| w[0].1 < w[1].0));
             }
         }
     }
