@@ -8,6 +8,7 @@ mod content;
 mod lock;
 mod op;
 mod status;
+mod usage;
 
 pub use attr::{Attr, DirEntry, FileKind, SetAttr, SetTime, Timestamp};
 pub use change::{Applied, Change};
@@ -15,3 +16,4 @@ pub use content::{ChunkRef, Content, Extent, Piece};
 pub use lock::{Lock, LockHolder, LockKind, LockReply};
 pub use op::{Command, NewNode, Op, RenameMode, Reply, Token, TokenUse};
 pub use status::{RaftStatus, Session, SharedMap, Totals};
+pub use usage::{Limit, Quota, Rate, Subject, Usage};

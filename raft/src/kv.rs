@@ -34,6 +34,14 @@ pub enum Table {
     Token = 10,
     /// Last id of a batch of chunk ids → session it was handed to, its length, and which were used.
     ChunkBatch = 11,
+    /// User or group → what it uses.
+    Account = 20,
+    /// Directory, user or group → its limit.
+    Limit = 21,
+    /// User or group → its rate.
+    Rate = 22,
+    /// Inode number, directory → how many names of the inode are there; only for inodes with several names.
+    Names = 23,
 }
 
 /// Reading.

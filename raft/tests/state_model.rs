@@ -24,6 +24,9 @@ enum Body {
 struct Thing {
     body: Body,
     links: u32,
+    /// The directory it is counted in.
+    home: u64,
+    uid: u32,
 }
 
 /// The tree as a first-year student would write it.
@@ -40,7 +43,7 @@ type Answer = Result<Option<u64>, Kind>;
 
 impl Model {
     fn new() -> Self {
-        let root = Thing { body: Body::Dir(BTreeMap::new()), links: 1 };
+        let root = Thing { body: Body::Dir(BTreeMap::new()), links: 1, home: 1, uid: 0 };
         Self { things: HashMap::from([(1, root)]), orphans: BTreeSet::new() }
     }
 
@@ -65,6 +68,22 @@ impl Model {
         }
     }
 
+    /// Directories in which an inode has names, lowest number first.
+    fn dirs_of(&self, ino: u64) -> Vec<u64> {
+        let holds = |t: &Thing| matches!(&t.body, Body::Dir(names) if names.values().any(|i| *i == ino));
+        let dirs: BTreeSet<u64> = self.things.iter().filter(|(_, t)| holds(t)).map(|(i, _)| *i).collect();
+        dirs.into_iter().collect()
+    }
+
+    /// A name of `ino` has left; `to` is where it went.
+    fn settle_home(&mut self, ino: u64, to: Option<u64>) {
+        let dirs = self.dirs_of(ino);
+        let thing = self.things.get_mut(&ino).unwrap();
+        if !dirs.is_empty() && !dirs.contains(&thing.home) {
+            thing.home = to.unwrap_or(dirs[0]);
+        }
+    }
+
     fn find_parent(&self, dir: u64) -> u64 {
         let holds = |t: &Thing| matches!(&t.body, Body::Dir(names) if names.values().any(|i| *i == dir));
         self.things.iter().find(|(_, t)| holds(t)).map_or(1, |(i, _)| *i)
@@ -83,7 +102,7 @@ impl Model {
             return Err(Kind::Exists);
         }
         names.insert(name.into(), made);
-        self.things.insert(made, Thing { body, links: 1 });
+        self.things.insert(made, Thing { body, links: 1, home: parent, uid: 10 });
         Ok(Some(made))
     }
 
@@ -114,6 +133,7 @@ impl Model {
         }
         self.dir(parent)?.remove(name);
         self.drop_link(ino);
+        self.settle_home(ino, None);
         Ok(None)
     }
 
@@ -140,6 +160,8 @@ impl Model {
             }
             self.dir(from.0)?.insert(from.1.into(), target);
             self.dir(to.0)?.insert(to.1.into(), ino);
+            self.settle_home(ino, Some(to.0));
+            self.settle_home(target, Some(from.0));
             return Ok(None);
         }
         if let Some(target) = target {
@@ -154,7 +176,25 @@ impl Model {
         }
         self.dir(from.0)?.remove(from.1);
         self.dir(to.0)?.insert(to.1.into(), ino);
+        if let Some(target) = target {
+            self.settle_home(target, None);
+        }
+        self.settle_home(ino, Some(to.0));
         Ok(None)
+    }
+
+    /// What a directory and all below it use, by a walk over everything that is at home there.
+    fn walk(&self, dir: u64, allocated: &HashMap<u64, u64>) -> Usage {
+        let mut used = Usage { bytes: 0, inodes: 1 };
+        for (ino, thing) in self.things.iter().filter(|(i, t)| t.home == dir && t.links > 0 && **i != 1) {
+            let below = match thing.body {
+                Body::Dir(_) => self.walk(*ino, allocated),
+                _ => Usage { bytes: allocated[ino], inodes: 1 },
+            };
+            used.bytes += below.bytes;
+            used.inodes += below.inodes;
+        }
+        used
     }
 
     fn bytes(&mut self, ino: u64) -> Result<&mut Vec<u8>, Kind> {
@@ -258,7 +298,7 @@ impl Run {
         let (other, new_name) = (self.place(), self.name());
         let ino = self.any_inode();
         let (dir, id) = (InodeId(parent), InodeId(ino));
-        let kind = self.dice.below(20);
+        let kind = self.dice.below(22);
         let op = match kind {
             0..=3 => create(dir, &name, NewNode::File),
             4..=6 => create(dir, &name, NewNode::Directory),
@@ -276,6 +316,7 @@ impl Run {
                 commit(id, pieces, size)
             }
             18 => truncate(id, self.dice.below(120)),
+            19..=20 => chown(id, 10 + self.dice.below(3) as u32, 20 + self.dice.below(2) as u32),
             _ => {
                 self.world.now += if self.dice.one_in(2) { 11 * SECOND } else { 0 };
                 Op::Reap
@@ -300,6 +341,13 @@ impl Run {
             Op::Rmdir { .. } => self.model.remove(parent, &name, true),
             Op::Rename { mode, .. } => self.model.rename((parent, &name), (other, &new_name), *mode),
             Op::Commit { pieces, size, .. } => self.model.commit(ino, pieces, *size),
+            Op::SetAttr { set: SetAttr { uid: Some(uid), .. }, .. } => self
+                .model
+                .things
+                .get_mut(&ino)
+                .ok_or(Kind::Stale)
+                .map(|thing| thing.uid = *uid)
+                .map(|()| None),
             Op::SetAttr { set, .. } => {
                 self.model.bytes(ino).map(|b| b.resize(set.size.unwrap() as usize, 0)).map(|()| None)
             }
@@ -326,6 +374,34 @@ impl Run {
                     self.versions.remove(&ino.0);
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Every counter is what a walk finds.
+    fn compare_usage(&self) {
+        let view = self.world.view();
+        let mut allocated = HashMap::new();
+        let mut owners: BTreeMap<Subject, Usage> = BTreeMap::new();
+        for (ino, thing) in &self.model.things {
+            let attr = view.attr(InodeId(*ino)).unwrap();
+            assert_eq!(attr.uid, thing.uid);
+            allocated.insert(*ino, attr.allocated);
+            for owner in [Subject::User(attr.uid), Subject::Group(attr.gid)] {
+                let used = owners.entry(owner).or_default();
+                used.bytes += attr.allocated;
+                used.inodes += 1;
+            }
+        }
+        for (ino, thing) in self.model.things.iter().filter(|(_, t)| matches!(t.body, Body::Dir(_))) {
+            let none = Usage::default();
+            let walked = if thing.links == 0 { none } else { self.model.walk(*ino, &allocated) };
+            assert_eq!(view.usage(Subject::Tree(InodeId(*ino))).unwrap(), walked, "{ino}");
+        }
+        for id in 0..30 {
+            for owner in [Subject::User(id), Subject::Group(id)] {
+                let walked = owners.get(&owner).copied().unwrap_or_default();
+                assert_eq!(view.usage(owner).unwrap(), walked, "{owner:?}");
             }
         }
     }
@@ -409,6 +485,7 @@ fn the_namespace_is_a_tree_of_files_made_of_bytes() {
         for _ in 0..250 {
             run.step();
             run.compare();
+            run.compare_usage();
         }
         // The same commands leave the same bytes in another store.
         let mut twin = Memory::new();

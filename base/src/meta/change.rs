@@ -53,6 +53,8 @@ pub enum Change {
     Map,
     /// A session ended.
     SessionClosed(SessionId),
+    /// How fast users and groups may go.
+    Rates,
 }
 
 /// A delta of one applied command.

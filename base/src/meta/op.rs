@@ -1,6 +1,6 @@
 //! Operations, as they are proposed, and their replies.
 
-use super::{Attr, FileKind, Lock, LockReply, Piece, SetAttr, Timestamp};
+use super::{Attr, FileKind, Limit, Lock, LockReply, Piece, Rate, SetAttr, Subject, Timestamp};
 use crate::{ChunkId, InodeId, Node, NodeId, NodeState, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -191,6 +191,20 @@ pub enum Op {
         chunks: Vec<ChunkId>,
         /// New `m`; lower than the old one is ignored.
         parity: u8,
+    },
+    /// Limits what a directory tree, a user or a group may use. A limit below what is used refuses growth.
+    SetQuota {
+        /// Whose.
+        subject: Subject,
+        /// The new limit; [`Limit::default`] takes it away.
+        limit: Limit,
+    },
+    /// Limits how fast a user or a group may go.
+    SetRate {
+        /// Whose; a tree has none.
+        subject: Subject,
+        /// The new rate; [`Rate::default`] takes it away.
+        rate: Rate,
     },
 }
 

@@ -1,11 +1,11 @@
 //! The namespace as the mount and the chunk store see it.
 
 use crate::meta::{
-    Applied, Attr, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, RaftStatus, Reply, Session,
-    SharedMap, Token, Totals,
+    Applied, Attr, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, Quota, RaftStatus, Rate,
+    Reply, Session, SharedMap, Subject, Token, Totals, Usage,
 };
 use crate::seam::Moment;
-use crate::{ChunkId, InodeId, Result, SessionId};
+use crate::{ChunkId, InodeId, Kind, Result, SessionId};
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,32 +16,32 @@ pub trait View: Send {
     /// The inode behind a name. `.` and `..` are not stored.
     ///
     /// # Errors
-    /// [`crate::Kind::NotFound`]; [`crate::Kind::NotDirectory`].
+    /// [`Kind::NotFound`]; [`Kind::NotDirectory`].
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attr>;
     /// An inode's attributes.
     ///
     /// # Errors
-    /// [`crate::Kind::NotFound`].
+    /// [`Kind::NotFound`].
     fn attr(&self, ino: InodeId) -> Result<Attr>;
     /// The directory a directory is in; the root's is the root.
     ///
     /// # Errors
-    /// [`crate::Kind::NotFound`]; [`crate::Kind::NotDirectory`].
+    /// [`Kind::NotFound`]; [`Kind::NotDirectory`].
     fn parent(&self, dir: InodeId) -> Result<InodeId>;
     /// Up to `limit` entries after the one with this cookie (0: from the start).
     ///
     /// # Errors
-    /// [`crate::Kind::NotFound`]; [`crate::Kind::NotDirectory`].
+    /// [`Kind::NotFound`]; [`Kind::NotDirectory`].
     fn readdir(&self, dir: InodeId, after: u64, limit: usize) -> Result<Vec<DirEntry>>;
     /// The target of a symbolic link.
     ///
     /// # Errors
-    /// [`crate::Kind::NotFound`]; [`crate::Kind::Invalid`] if it is none.
+    /// [`Kind::NotFound`]; [`Kind::Invalid`] if it is none.
     fn readlink(&self, ino: InodeId) -> Result<Vec<u8>>;
     /// A file's attributes and bytes, in one state.
     ///
     /// # Errors
-    /// [`crate::Kind::NotFound`]; [`crate::Kind::IsDirectory`]; [`crate::Kind::Invalid`].
+    /// [`Kind::NotFound`]; [`Kind::IsDirectory`]; [`Kind::Invalid`].
     fn content(&self, ino: InodeId) -> Result<(Attr, Content)>;
     /// Up to `limit` chunks with ids greater than `after`, in order of id.
     ///
@@ -74,6 +74,44 @@ pub trait View: Send {
     /// # Errors
     /// Only if the store is damaged.
     fn tokens(&self) -> Result<Vec<Token>>;
+    /// What a subject uses, by counters: one look-up however large it is. An inode that is no directory
+    /// answers for itself alone.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`].
+    fn usage(&self, _of: Subject) -> Result<Usage> {
+        Err(Kind::NotSupported.into())
+    }
+    /// Every quota.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn quotas(&self) -> Result<Vec<Quota>> {
+        Ok(Vec::new())
+    }
+    /// The quotas that the bytes of this inode, and what is made in it, count for: of the directories it is
+    /// in, nearest first, then of its owner and its group.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`].
+    fn quotas_on(&self, _ino: InodeId) -> Result<Vec<Quota>> {
+        Ok(Vec::new())
+    }
+    /// Every rate limit.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn rates(&self) -> Result<Vec<(Subject, Rate)>> {
+        Ok(Vec::new())
+    }
+    /// The path of a directory from the root, without a slash at either end. Takes a look at every name of
+    /// the directories above it: for people.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::NotDirectory`].
+    fn path(&self, _dir: InodeId) -> Result<Vec<u8>> {
+        Err(Kind::NotSupported.into())
+    }
 }
 
 /// Told of every applied command, in order, on every node, before the command counts as applied here.
@@ -96,7 +134,7 @@ pub trait Meta: Send + Sync + 'static {
     /// anywhere before this call.
     ///
     /// # Errors
-    /// [`crate::Kind::Unavailable`] without a quorum within the deadline; [`crate::Kind::Fenced`].
+    /// [`Kind::Unavailable`] without a quorum within the deadline; [`Kind::Fenced`].
     async fn read_point(&self, deadline: Duration) -> Result<()>;
     /// The newest state this node has, however old that is.
     fn read_stale(&self) -> Box<dyn View + '_>;
@@ -104,8 +142,8 @@ pub trait Meta: Send + Sync + 'static {
     /// there is an answer or [`crate::limits::OPERATION_DEADLINE`] has passed; it takes effect at most once.
     ///
     /// # Errors
-    /// The state machine's own answer; [`crate::Kind::TimedOut`], [`crate::Kind::Unavailable`];
-    /// [`crate::Kind::Fenced`] when this node's session has ended.
+    /// The state machine's own answer; [`Kind::TimedOut`], [`Kind::Unavailable`];
+    /// [`Kind::Fenced`] when this node's session has ended.
     async fn commit(&self, op: Op) -> Result<Reply>;
     /// One fresh chunk id out of this session's reserve.
     ///
@@ -118,7 +156,7 @@ pub trait Meta: Send + Sync + 'static {
     /// a lock that was granted meanwhile is given back.
     ///
     /// # Errors
-    /// [`crate::Kind::WouldBlock`] on a conflict without `wait`; else as [`Meta::commit`].
+    /// [`Kind::WouldBlock`] on a conflict without `wait`; else as [`Meta::commit`].
     async fn lock(&self, ino: InodeId, lock: Lock, wait: bool) -> Result<()>;
     /// Gives up a range, if that can be done on this node at once. `false`: use [`Meta::unlock`].
     fn unlock_local(&self, ino: InodeId, lock: Lock) -> bool;

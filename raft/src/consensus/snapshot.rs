@@ -1,7 +1,7 @@
 //! Snapshots: a logical copy of the state, written out only when a node fell behind the log.
 //!
 //! ```text
-//! file:   "hfsnap" [version: u8 = 1]
+//! file:   "hfsnap" [version: u8 = 2]
 //!         [len: u32][wire::encode(SnapshotMeta)]
 //!         { [key: u32][value: u32][key bytes][value bytes] } …     full keys of the state, in order
 //!         [0xffff_ffff][pairs: u64][crc32c of everything before: u32]
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 6] = b"hfsnap";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const END: u32 = u32::MAX;
 /// Largest key or value that is believed; far above anything the state holds.
 const PART_MAX: u32 = 64 << 20;

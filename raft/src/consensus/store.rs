@@ -27,7 +27,7 @@ const APPLIED: &[u8] = b"raft.applied";
 const MEMBERSHIP: &[u8] = b"raft.membership";
 const FORMAT_KEY: &[u8] = b"raft.format";
 /// Version of the state file's layout.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// How long a file that is still open elsewhere is waited for: a part of this program may be closing it.
 const BUSY_TRIES: u32 = 100;
 

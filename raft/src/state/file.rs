@@ -3,7 +3,7 @@
 use super::key;
 use super::machine::{Machine, Step};
 use super::record::{Body, ChunkRecord, ExtentRecord, Inode, batch_of, decode};
-use crate::kv::Table;
+use crate::kv::{Read as _, Table};
 use hfcache_base::limits::{
     CHUNK_ID_BATCH, CHUNK_MAX, COMMIT_PIECES_MAX, FILE_SIZE_MAX, INLINE_MAX, PARTITION_WIDTH_MAX,
 };
@@ -271,7 +271,7 @@ impl Machine<'_> {
         let mut delta = Delta::default();
         self.clear(&mut inode, 0..u64::MAX, &mut delta)?;
         self.settle(delta)?;
-        self.delete(Table::Inode, &key::inode(ino))?;
+        self.delete_inode(ino)?;
         self.changed(Change::Reaped(ino));
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Keys: numbers big endian, so that byte order is number order. Part of the on-disk format.
 
 use hfcache_base::limits::NAME_MAX;
+use hfcache_base::meta::Subject;
 use hfcache_base::{ChunkId, InodeId, Kind, NodeId, SessionId, placement};
 
 /// Counters, state time and totals.
@@ -50,6 +51,40 @@ pub(crate) fn item(session: SessionId, ino: InodeId, what: Item) -> [u8; 17] {
     let mut key = [what as u8; 17];
     key[..16].copy_from_slice(&pair(session.0, ino.0));
     key
+}
+
+/// Whose usage, limit or rate.
+pub(crate) fn subject(of: Subject) -> [u8; 9] {
+    let (kind, number) = match of {
+        Subject::Tree(ino) => (0, ino.0),
+        Subject::User(uid) => (1, u64::from(uid)),
+        Subject::Group(gid) => (2, u64::from(gid)),
+    };
+    let mut key = [kind; 9];
+    key[1..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// Who a subject's key stands for.
+pub(crate) fn subject_of(key: &[u8]) -> Option<Subject> {
+    let number = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);
+    let id = u32::try_from(number);
+    match key.first()? {
+        0 => Some(Subject::Tree(InodeId(number))),
+        1 => Some(Subject::User(id.ok()?)),
+        2 => Some(Subject::Group(id.ok()?)),
+        _ => None,
+    }
+}
+
+/// The names of an inode in one directory.
+pub(crate) fn names(ino: InodeId, dir: InodeId) -> [u8; 16] {
+    pair(ino.0, dir.0)
+}
+
+/// The directory in such a key.
+pub(crate) fn names_dir(key: &[u8]) -> Option<InodeId> {
+    Some(InodeId(u64::from_be_bytes(key.get(8..16)?.try_into().ok()?)))
 }
 
 /// The inode of an item's key, and what is there.

@@ -2,7 +2,8 @@
 
 use super::key;
 use super::record::{self, Counters, Inode, Orphan, damaged};
-use crate::kv::{Table, Write};
+use super::usage::{Journal, Ledger};
+use crate::kv::{Read as _, Table, Write as _};
 use hfcache_base::meta::{Change, Reply, Timestamp};
 use hfcache_base::{Error, InodeId, Kind, Result, SessionId, wire};
 use serde::Serialize;
@@ -31,10 +32,12 @@ impl From<Error> for Fail {
 pub(crate) type Step<T = Reply> = Result<T, Fail>;
 
 pub(crate) struct Machine<'a> {
-    pub txn: &'a mut dyn Write,
+    pub txn: &'a mut Journal<'a>,
     pub counters: Counters,
     pub session: SessionId,
     pub changes: Vec<Change>,
+    /// Usage, as far as this command has changed it.
+    pub ledger: Ledger,
 }
 
 impl Machine<'_> {
@@ -71,10 +74,6 @@ impl Machine<'_> {
     /// An inode that something refers to: it must be there.
     pub fn known_inode(&self, ino: InodeId) -> Result<Inode> {
         self.inode(ino)?.ok_or_else(|| damaged("a name without its inode"))
-    }
-
-    pub fn put_inode(&mut self, inode: &Inode) -> Result<()> {
-        self.put(Table::Inode, &key::inode(inode.attr.ino), inode)
     }
 
     pub fn orphan(&self, ino: InodeId) -> Result<Option<Orphan>> {

@@ -5,7 +5,8 @@
 //! file       attributes, content, chunks
 //! session    sessions, holds, reaping        cluster  members, tokens, the map
 //! lock       the lock rules, without a store locking  … and with one
-//! view       what readers see                record, key  tables (docs/formats/state.md)
+//! usage      who uses how much, quotas       view     what readers see
+//! record, key                                tables (docs/formats/state.md)
 //! ```
 //!
 //! [`apply`] knows no clock, no randomness and no node: the same commands on two stores leave the same
@@ -20,6 +21,7 @@ mod machine;
 mod namespace;
 mod record;
 mod session;
+mod usage;
 mod view;
 
 pub use lock::LockRecord;
@@ -28,12 +30,13 @@ pub use view::StateView;
 use crate::kv::{Table, Write};
 use cluster::{AddNode, UpdateNode};
 use hfcache_base::error::Context as _;
-use hfcache_base::meta::{Applied, Attr, Command, FileKind, Op, Reply, Timestamp};
+use hfcache_base::meta::{Applied, Attr, Command, FileKind, Op, Reply, Subject, Timestamp, Usage};
 use hfcache_base::{InodeId, Kind, Result, SessionId, wire};
 use machine::{Fail, Machine, Step};
 use namespace::{Create, Rename};
 use record::{Body, Counters, Inode};
 use session::Admission;
+use usage::{Journal, Ledger};
 
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +58,14 @@ pub fn apply(txn: &mut dyn Write, command: &Command) -> Result<Outcome> {
         None => found(txn)?,
     };
     counters.time = counters.time.max(command.now);
-    let mut machine = Machine { txn, counters, session: command.session, changes: Vec::new() };
+    let mut journal = Journal::new(txn);
+    let mut machine = Machine {
+        txn: &mut journal,
+        counters,
+        session: command.session,
+        changes: Vec::new(),
+        ledger: Ledger::default(),
+    };
     let remembered = command.session != SessionId(0);
     let admission = if remembered {
         machine.admit(command.sequence)?
@@ -65,7 +75,7 @@ pub fn apply(txn: &mut dyn Write, command: &Command) -> Result<Outcome> {
         Admission::Refuse(Kind::Fenced)
     };
     let reply = match admission {
-        Admission::Apply => machine.run(&command.op),
+        Admission::Apply => machine.run_counted(&command.op),
         Admission::Replay(reply) => return Ok(outcome(command, reply, Vec::new())),
         Admission::Refuse(kind) => return Ok(outcome(command, Err(kind), Vec::new())),
     };
@@ -97,6 +107,9 @@ fn outcome(
     Outcome { reply, applied: Applied { session: command.session, changes } }
 }
 
+/// What a tree uses in which there is nothing yet.
+const ROOT_ALONE: Usage = Usage { bytes: 0, inodes: 1 };
+
 /// The root of a new tree. Like `/tmp` it is anyone's to make things in, because the mount may belong to a
 /// user who is not root; an admin narrows it with `chmod`.
 fn root() -> Inode {
@@ -116,13 +129,16 @@ fn root() -> Inode {
         ctime: start,
         data_version: 1,
     };
-    Inode { attr, body: Body::Directory { parent: InodeId::ROOT } }
+    Inode { attr, body: Body::Directory { tree: ROOT_ALONE }, home: InodeId::ROOT }
 }
 
 /// Begins a state in an empty store.
 fn found(txn: &mut dyn Write) -> Result<Counters> {
     let counters = Counters::default();
     txn.put(Table::Inode, &key::inode(InodeId::ROOT), &wire::encode(&root()))?;
+    for owner in [Subject::User(0), Subject::Group(0)] {
+        txn.put(Table::Account, &key::subject(owner), &wire::encode(&ROOT_ALONE))?;
+    }
     txn.put(Table::Single, key::COUNTERS, &wire::encode(&counters))?;
     Ok(counters)
 }
@@ -167,6 +183,8 @@ fn name(op: &Op) -> &'static str {
         Op::CreateToken(_) => "create token",
         Op::RevokeToken(_) => "revoke token",
         Op::RaiseParity { .. } => "raise parity",
+        Op::SetQuota { .. } => "set quota",
+        Op::SetRate { .. } => "set rate",
     }
 }
 
@@ -216,6 +234,8 @@ impl Machine<'_> {
             Op::CreateToken(token) => self.create_token(token),
             Op::RevokeToken(id) => self.revoke_token(id),
             Op::RaiseParity { chunks, parity } => self.raise_parity(chunks, *parity),
+            Op::SetQuota { subject, limit } => self.set_quota(*subject, *limit),
+            Op::SetRate { subject, rate } => self.set_rate(*subject, *rate),
         }
     }
 }

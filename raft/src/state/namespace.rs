@@ -5,7 +5,7 @@ use super::machine::{Machine, Step};
 use super::record::{Body, Inode, Orphan};
 use crate::kv::Table;
 use hfcache_base::limits::{LINK_MAX, SYMLINK_MAX};
-use hfcache_base::meta::{Attr, Change, FileKind, NewNode, RenameMode, Reply};
+use hfcache_base::meta::{Attr, Change, FileKind, NewNode, RenameMode, Reply, Usage};
 use hfcache_base::{InodeId, Kind, Result};
 
 /// Set-group-id: a directory that has it hands its group on.
@@ -62,6 +62,13 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// A name of an inode moved.
+    fn edit_home(&mut self, ino: InodeId, from: InodeId, to: InodeId) -> Result<()> {
+        let mut now = self.known_inode(ino)?;
+        self.move_home(&mut now, from, to)?;
+        self.edit(ino, |inode| inode.home = now.home)
+    }
+
     /// Counts entries and subdirectories of a directory whose names changed.
     fn edit_directory(&mut self, ino: InodeId, entries: i64, subdirectories: i32) -> Result<()> {
         let (now, version) = (self.now(), self.next_version());
@@ -87,7 +94,7 @@ impl Machine<'_> {
                 _ => Err(Kind::Exists.into()),
             };
         }
-        let (kind, body, rdev) = new_body(ask.parent, ask.node)?;
+        let (kind, body, rdev) = new_body(ask.node)?;
         let is_dir = kind == FileKind::Directory;
         if is_dir && dir.attr.nlink == u32::MAX {
             return Err(Kind::TooManyLinks.into());
@@ -117,7 +124,7 @@ impl Machine<'_> {
         };
         self.counters.next_inode += 1;
         self.counters.totals.inodes += 1;
-        self.put_inode(&Inode { attr: attr.clone(), body })?;
+        self.put_inode(&Inode { attr: attr.clone(), body, home: ask.parent })?;
         self.put_name(ask.parent, ask.name, ino)?;
         self.changed(Change::Entry { parent: ask.parent, name: ask.name.to_vec() });
         self.edit_directory(ask.parent, 1, i32::from(is_dir))?;
@@ -130,7 +137,7 @@ impl Machine<'_> {
         if self.named(parent, name)?.is_some() {
             return Err(Kind::Exists.into());
         }
-        let inode = self.inode(ino)?.ok_or(Kind::NotFound)?;
+        let mut inode = self.inode(ino)?.ok_or(Kind::NotFound)?;
         if inode.attr.kind == FileKind::Directory {
             return Err(Kind::NotPermitted.into());
         }
@@ -142,7 +149,11 @@ impl Machine<'_> {
         }
         self.put_name(parent, name, ino)?;
         self.changed(Change::Entry { parent, name: name.to_vec() });
-        self.edit(ino, |inode| inode.attr.nlink += 1)?;
+        self.add_name(&mut inode, parent)?;
+        self.edit(ino, |old| {
+            old.attr.nlink += 1;
+            old.home = inode.home;
+        })?;
         self.edit_directory(parent, 1, 0)?;
         let attr = self.known_inode(ino)?.attr;
         Ok(Reply::Entry { attr, created: false })
@@ -156,7 +167,7 @@ impl Machine<'_> {
             return Err(Kind::IsDirectory.into());
         }
         self.drop_name(parent, name)?;
-        self.drop_link(ino, hold)?;
+        self.drop_link(parent, ino, hold)?;
         self.edit_directory(parent, -1, 0)?;
         Ok(Reply::Done)
     }
@@ -173,7 +184,7 @@ impl Machine<'_> {
             return Err(Kind::NotEmpty.into());
         }
         self.drop_name(parent, name)?;
-        self.drop_link(ino, false)?;
+        self.drop_link(parent, ino, false)?;
         self.edit_directory(parent, -1, -1)?;
         Ok(Reply::Done)
     }
@@ -184,13 +195,15 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Takes one name from an inode, or from a directory its only one. The last one makes it an orphan.
-    fn drop_link(&mut self, ino: InodeId, hold: bool) -> Result<()> {
-        let mut left = 0;
+    /// Takes one name in `dir` from an inode, or from a directory its only one. The last one makes it an
+    /// orphan.
+    fn drop_link(&mut self, dir: InodeId, ino: InodeId, hold: bool) -> Result<()> {
+        let mut now = self.known_inode(ino)?;
+        self.remove_name(&mut now, dir)?;
+        let left = if now.is_directory() { 0 } else { now.attr.nlink.saturating_sub(1) };
         self.edit(ino, |inode| {
-            let one = inode.attr.kind == FileKind::Directory;
-            left = if one { 0 } else { inode.attr.nlink.saturating_sub(1) };
             inode.attr.nlink = left;
+            inode.home = now.home;
         })?;
         if left > 0 {
             return Ok(());
@@ -259,9 +272,9 @@ impl Machine<'_> {
         self.put_name(new_parent, new_name, ino)?;
         self.changed(Change::Entry { parent: new_parent, name: new_name.to_vec() });
         if let Some(target) = target {
-            self.drop_link(target, ask.hold)?;
+            self.drop_link(new_parent, target, ask.hold)?;
         }
-        self.edit(ino, |inode| inode.set_parent(new_parent))?;
+        self.edit_home(ino, parent, new_parent)?;
         let (dirs, fresh) = (i32::from(is_dir), target.is_none());
         if parent == new_parent {
             self.edit_directory(parent, if fresh { 0 } else { -1 }, if fresh { 0 } else { -dirs })?;
@@ -278,8 +291,8 @@ impl Machine<'_> {
         self.put_name(new_parent, new_name, one.0)?;
         self.changed(Change::Entry { parent, name: name.to_vec() });
         self.changed(Change::Entry { parent: new_parent, name: new_name.to_vec() });
-        self.edit(one.0, |inode| inode.set_parent(new_parent))?;
-        self.edit(other.0, |inode| inode.set_parent(parent))?;
+        self.edit_home(one.0, parent, new_parent)?;
+        self.edit_home(other.0, new_parent, parent)?;
         if parent == new_parent {
             self.edit_directory(parent, 0, 0)?;
         } else {
@@ -297,28 +310,16 @@ impl Machine<'_> {
             if at == InodeId::ROOT {
                 return Ok(false);
             }
-            match self.known_inode(at)?.body {
-                Body::Directory { parent } => at = parent,
-                _ => return Ok(false),
-            }
+            at = self.known_inode(at)?.home;
         }
         Ok(true)
     }
 }
 
-impl Inode {
-    /// A directory knows where it is.
-    fn set_parent(&mut self, to: InodeId) {
-        if let Body::Directory { parent } = &mut self.body {
-            *parent = to;
-        }
-    }
-}
-
-fn new_body(parent: InodeId, node: &NewNode) -> Result<(FileKind, Body, u32), Kind> {
+fn new_body(node: &NewNode) -> Result<(FileKind, Body, u32), Kind> {
     Ok(match node {
         NewNode::File => (FileKind::File, Body::File { inline: Vec::new() }, 0),
-        NewNode::Directory => (FileKind::Directory, Body::Directory { parent }, 0),
+        NewNode::Directory => (FileKind::Directory, Body::Directory { tree: Usage::default() }, 0),
         NewNode::Symlink(target) => match target.len() {
             0 => return Err(Kind::NotFound),
             _ if target.contains(&0) => return Err(Kind::Invalid),

@@ -4,7 +4,7 @@
 use super::key;
 use crate::kv::{Read, Table};
 use hfcache_base::error::Context as _;
-use hfcache_base::meta::{Attr, Timestamp, Totals};
+use hfcache_base::meta::{Attr, Timestamp, Totals, Usage};
 use hfcache_base::{ChunkId, ClusterMap, Error, InodeId, Kind, NodeId, Result, Scheme, SessionId, wire};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,13 +41,22 @@ impl Default for Counters {
 pub(crate) struct Inode {
     pub attr: Attr,
     pub body: Body,
+    /// The directory whose usage it is part of: the one it has its name in, or one of those.
+    pub home: InodeId,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Body {
-    File { inline: Vec<u8> },
-    Directory { parent: InodeId },
-    Symlink { target: Vec<u8> },
+    File {
+        inline: Vec<u8>,
+    },
+    /// `tree` is what the directory and everything below it use.
+    Directory {
+        tree: Usage,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
     Special,
 }
 

@@ -3,7 +3,7 @@
 use super::key::{self, Item};
 use super::machine::{Machine, Step};
 use super::record::{ChunkBatch, Orphan, SessionRecord, decode, map};
-use crate::kv::Table;
+use crate::kv::{Read as _, Table};
 use hfcache_base::limits::ORPHAN_GRACE;
 use hfcache_base::meta::{Change, Reply};
 use hfcache_base::{InodeId, Kind, NodeId, Result, SessionId};

@@ -7,7 +7,8 @@ use super::record::{
 };
 use crate::kv::{Read, Table};
 use hfcache_base::meta::{
-    Attr, ChunkRef, Content, DirEntry, Extent, FileKind, Session, Timestamp, Token, Totals,
+    Attr, ChunkRef, Content, DirEntry, Extent, FileKind, Limit, Quota, Rate, Session, Subject, Timestamp,
+    Token, Totals, Usage,
 };
 use hfcache_base::seam::View;
 use hfcache_base::{ChunkId, ClusterMap, InodeId, Kind, Result, SessionId};
@@ -66,6 +67,11 @@ impl<R: Read> StateView<R> {
         Ok(get(&self.store, Table::Single, key::COUNTERS)?.unwrap_or_default())
     }
 
+    fn quota(&self, subject: Subject, used: Usage) -> Result<Option<Quota>> {
+        let limit: Option<Limit> = get(&self.store, Table::Limit, &key::subject(subject))?;
+        Ok(limit.map(|limit| Quota { subject, limit, used }))
+    }
+
     fn inode(&self, ino: InodeId) -> Result<Inode> {
         match get(&self.store, Table::Inode, &key::inode(ino))? {
             Some(inode) => Ok(inode),
@@ -112,10 +118,7 @@ impl<R: Read + Send> View for StateView<R> {
     }
 
     fn parent(&self, dir: InodeId) -> Result<InodeId> {
-        match self.inode(dir)?.body {
-            Body::Directory { parent } => Ok(parent),
-            _ => Err(Kind::NotDirectory.into()),
-        }
+        Ok(self.directory(dir)?.home)
     }
 
     fn readdir(&self, dir: InodeId, after: u64, limit: usize) -> Result<Vec<DirEntry>> {
@@ -151,7 +154,7 @@ impl<R: Read + Send> View for StateView<R> {
     }
 
     fn content(&self, ino: InodeId) -> Result<(Attr, Content)> {
-        let Inode { attr, body } = self.inode(ino)?;
+        let Inode { attr, body, .. } = self.inode(ino)?;
         let inline = match body {
             Body::File { inline } => inline,
             Body::Directory { .. } => return Err(Kind::IsDirectory.into()),
@@ -222,5 +225,82 @@ impl<R: Read + Send> View for StateView<R> {
 
     fn tokens(&self) -> Result<Vec<Token>> {
         self.all(Table::Token, |_, value| decode(Table::Token, value).map(Some))
+    }
+
+    fn usage(&self, of: Subject) -> Result<Usage> {
+        let Subject::Tree(ino) = of else {
+            return Ok(get(&self.store, Table::Account, &key::subject(of))?.unwrap_or_default());
+        };
+        let inode = self.inode(ino)?;
+        Ok(match inode.body {
+            Body::Directory { tree } => tree,
+            _ => Usage { bytes: inode.attr.allocated, inodes: 1 },
+        })
+    }
+
+    fn quotas(&self) -> Result<Vec<Quota>> {
+        let limits = self.all(Table::Limit, |at, value| {
+            let subject = key::subject_of(at).ok_or_else(|| damaged("key of a limit"))?;
+            Ok(Some((subject, decode::<Limit>(Table::Limit, value)?)))
+        })?;
+        limits
+            .into_iter()
+            .map(|(subject, limit)| Ok(Quota { subject, limit, used: self.usage(subject)? }))
+            .collect()
+    }
+
+    fn quotas_on(&self, ino: InodeId) -> Result<Vec<Quota>> {
+        let mut any = false;
+        self.store.scan(Table::Limit, Unbounded, Unbounded, &mut |_, _| {
+            any = true;
+            false
+        })?;
+        if !any {
+            return Ok(Vec::new());
+        }
+        let inode = self.inode(ino)?;
+        let owners = [Subject::User(inode.attr.uid), Subject::Group(inode.attr.gid)];
+        let mut quotas = Vec::new();
+        // What has no name is in no directory.
+        let mut up = (inode.attr.nlink > 0).then_some(inode);
+        while let Some(inode) = up {
+            if let Body::Directory { tree } = inode.body {
+                quotas.extend(self.quota(Subject::Tree(inode.attr.ino), tree)?);
+            }
+            up = if inode.attr.ino == InodeId::ROOT { None } else { Some(self.inode(inode.home)?) };
+        }
+        for owner in owners {
+            quotas.extend(self.quota(owner, self.usage(owner)?)?);
+        }
+        Ok(quotas)
+    }
+
+    fn rates(&self) -> Result<Vec<(Subject, Rate)>> {
+        self.all(Table::Rate, |at, value| {
+            let subject = key::subject_of(at).ok_or_else(|| damaged("key of a rate"))?;
+            Ok(Some((subject, decode(Table::Rate, value)?)))
+        })
+    }
+
+    fn path(&self, dir: InodeId) -> Result<Vec<u8>> {
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        let mut at = self.directory(dir)?;
+        while at.attr.ino != InodeId::ROOT {
+            if at.attr.nlink == 0 {
+                return Err(Kind::NotFound.into());
+            }
+            let wanted = hfcache_base::wire::encode(&at.attr.ino);
+            let mut name = None;
+            record::scan_prefix(&self.store, Table::Dentry, &key::inode(at.home), &mut |key, value| {
+                if value == wanted {
+                    name = key::dentry_parts(key).map(|(_, name)| name.to_vec());
+                }
+                name.is_none()
+            })?;
+            names.push(name.ok_or_else(|| damaged("a directory without its name"))?);
+            at = self.inode(at.home)?;
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
     }
 }

@@ -177,6 +177,18 @@ pub fn truncate(ino: InodeId, size: u64) -> Op {
     Op::SetAttr { ino, set: SetAttr { size: Some(size), ..SetAttr::default() } }
 }
 
+pub fn chown(ino: InodeId, uid: u32, gid: u32) -> Op {
+    Op::SetAttr { ino, set: SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() } }
+}
+
+pub fn limit(bytes: impl Into<Option<u64>>, inodes: impl Into<Option<u64>>) -> Limit {
+    Limit { bytes: bytes.into(), inodes: inodes.into() }
+}
+
+pub fn quota(subject: Subject, limit: Limit) -> Op {
+    Op::SetQuota { subject, limit }
+}
+
 pub fn piece(chunk: ChunkRef, offset: u64, chunk_offset: u32, len: u32) -> Piece {
     Piece::Chunk(Extent { offset, len, chunk_offset, chunk })
 }
