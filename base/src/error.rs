@@ -89,6 +89,8 @@ pub enum Kind {
     NoDevice,
     /// Rename across file systems.
     CrossDevice,
+    /// A value of more than [`crate::limits::XATTR_VALUE_MAX`] bytes.
+    ValueTooLong,
 }
 
 impl Kind {
@@ -121,6 +123,7 @@ impl Kind {
             Self::Range => libc::ERANGE,
             Self::NoDevice => libc::ENXIO,
             Self::CrossDevice => libc::EXDEV,
+            Self::ValueTooLong => libc::E2BIG,
             Self::TimedOut
             | Self::Unavailable
             | Self::Fenced

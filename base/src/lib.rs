@@ -4,6 +4,7 @@
 //! This crate does no I/O, reads no clock and draws no randomness. The parts above it (`net`, `raft`,
 //! `storage`, `fuse`) never import each other; they meet in [`seam`], and `node` wires them together.
 
+pub mod acl;
 pub mod error;
 pub mod id;
 pub mod interval;

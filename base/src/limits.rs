@@ -19,6 +19,16 @@ pub const SYMLINK_MAX: usize = 4_095;
 pub const FILE_SIZE_MAX: u64 = 1 << 62;
 /// Most hard links of one inode.
 pub const LINK_MAX: u32 = 65_000;
+/// Longest name of an extended attribute, its namespace included.
+pub const XATTR_NAME_MAX: usize = 255;
+/// Longest value of an extended attribute, in bytes. (What Linux takes; it also fits into one command.)
+pub const XATTR_VALUE_MAX: usize = 64 * KIB as usize;
+/// Most bytes of a list of an inode's extended attributes: their names, each with a NUL.
+pub const XATTR_LIST_MAX: usize = 64 * KIB as usize;
+/// Most bytes of names and values of all extended attributes of an inode.
+pub const XATTR_INODE_MAX: usize = 128 * KIB as usize;
+/// Most entries of an access control list: what the kernel reads of one (a page, less its head).
+pub const ACL_ENTRIES_MAX: usize = 511;
 /// A file of at most this many bytes lives in its inode.
 pub const INLINE_MAX: usize = 4 * KIB as usize;
 /// Most pieces in one `Commit` command; a larger flush is several commands.
@@ -115,6 +125,7 @@ const _: () = {
     assert!(CHUNK_TARGET <= CHUNK_MAX);
     assert!(CHUNK_TARGET.is_multiple_of(CELL));
     assert!(INLINE_MAX < COPY_MAX as usize);
+    assert!(XATTR_VALUE_MAX < XATTR_INODE_MAX);
     // A leader that is cut off stops granting leases before anyone else may be elected.
     assert!(READ_LEASE.as_millis() < RAFT_ELECTION_MIN.as_millis());
     assert!(LEASE_RENEW.as_millis() * 3 < READ_LEASE.as_millis());

@@ -9,6 +9,7 @@ mod lock;
 mod op;
 mod status;
 mod usage;
+mod xattr;
 
 pub use attr::{Attr, DirEntry, FileKind, SetAttr, SetTime, Timestamp};
 pub use change::{Applied, Change};
@@ -17,3 +18,4 @@ pub use lock::{Lock, LockHolder, LockKind, LockReply};
 pub use op::{Command, NewNode, Op, RenameMode, Reply, Token, TokenUse};
 pub use status::{RaftStatus, Session, SharedMap, Totals};
 pub use usage::{Limit, Quota, Rate, Subject, Usage};
+pub use xattr::{XATTR_CAPABILITY, XattrMode, XattrSpace};

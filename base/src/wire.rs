@@ -1,14 +1,15 @@
 //! Serialization, in one place. Every encoded value starts with a format byte, so that a later version
 //! can change the codec; every decode is bounded, so that no length on the wire or on a disk is believed.
 //!
-//! Format 1: bincode 2.0.1, `config::standard()` (little endian, variable-length integers).
+//! Format 2: bincode 2.0.1, `config::standard()` (little endian, variable-length integers). Format 1 was the
+//! same with other fields.
 
 use crate::{Error, Kind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The format this version writes.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 
 /// Longest encoded value that [`decode`] accepts, in bytes.
 const DECODE_MAX: usize = 64 << 20;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! DATA/hfcache.toml   configuration                 DATA/raft/     log and state of the namespace
-//! DATA/format         "hfcache data 1"              DATA/shards/   shards, unless --disk says where
+//! DATA/format         "hfcache data 2"              DATA/shards/   shards, unless --disk says where
 //! DATA/lock           flock, with the holder's pid  DATA/hot/      copies; may be deleted while stopped
 //! DATA/identity/      keys and certificates (0700)  DATA/admin.sock
 //! ```
@@ -18,7 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The format this version writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 const FORMAT_WORDS: &str = "hfcache data ";
 
 /// See the module.
@@ -214,6 +214,12 @@ impl DataDir {
                  It was written by a newer hfcache: start that version again. Nothing was changed.",
                 self.0.display()
             ),
+            Some(v) if v > 0 => bail!(
+                "{} has data format {v}; this program knows format {FORMAT} only.\n\
+                 It was written by an older hfcache: start that version again, copy the files out of its mount and \
+                 into that of a new cluster. Nothing was changed.",
+                self.0.display()
+            ),
             _ => bail!(
                 "{} is damaged: it should read \"{FORMAT_WORDS}{FORMAT}\".\n\
                  If only this file was torn, write it again; if others were too, remove {} and join the cluster \
@@ -346,15 +352,17 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_newer_format_and_a_torn_one_are_refused() {
+    fn other_formats_and_a_torn_one_are_refused() {
         let dir = TempDir::new();
         let data = DataDir::new(dir.path());
         assert!(data.check().unwrap_err().to_string().contains("no node is in"));
         data.finish().unwrap();
         data.check().unwrap();
-        std::fs::write(data.format(), "hfcache data 2\n").unwrap();
+        std::fs::write(data.format(), format!("{FORMAT_WORDS}{}\n", FORMAT + 1)).unwrap();
         assert!(data.check().unwrap_err().to_string().contains("newer hfcache"));
-        for torn in ["", "hfcache da", "hfcache data 1", "hfcache data 0\n", "\0\0\0"] {
+        std::fs::write(data.format(), "hfcache data 1\n").unwrap();
+        assert!(data.check().unwrap_err().to_string().contains("older hfcache"));
+        for torn in ["", "hfcache da", "hfcache data 2", "hfcache data 0\n", "\0\0\0"] {
             std::fs::write(data.format(), torn).unwrap();
             let error = data.check().unwrap_err().to_string();
             assert!(error.contains("damaged") && error.contains("format"), "{torn:?}: {error}");

@@ -151,10 +151,13 @@ fn damage_is_named_with_the_way_back() {
     assert!(text(&run().stderr).contains("hfcache.toml"));
     std::fs::write(dir.0.join("data/hfcache.toml"), &config).unwrap();
 
-    std::fs::write(dir.0.join("data/format"), "hfcache data 9\n").unwrap();
-    let said = text(&run().stderr);
-    assert!(said.contains("format 9") && said.contains("newer"), "{said}");
-    std::fs::write(dir.0.join("data/format"), "hfcache data 1\n").unwrap();
+    let format = std::fs::read_to_string(dir.0.join("data/format")).unwrap();
+    for (number, age) in [("99", "newer"), ("1", "older")] {
+        std::fs::write(dir.0.join("data/format"), format!("hfcache data {number}\n")).unwrap();
+        let said = text(&run().stderr);
+        assert!(said.contains(&format!("format {number}")) && said.contains(age), "{said}");
+    }
+    std::fs::write(dir.0.join("data/format"), format).unwrap();
 
     std::fs::write(dir.0.join("data/identity/cluster.toml"), "vers").unwrap();
     let out = run();

@@ -34,6 +34,8 @@ pub enum Table {
     Token = 10,
     /// Last id of a batch of chunk ids → session it was handed to, its length, and which were used.
     ChunkBatch = 11,
+    /// Inode number, name → value of an extended attribute.
+    Xattr = 12,
     /// User or group → what it uses.
     Account = 20,
     /// Directory, user or group → its limit.

@@ -61,10 +61,11 @@ fn create_says_what_is_wrong() {
         assert_eq!(w.run(s, op.clone()), Err(kind), "{op:?}");
     }
     let open = |name: &str| {
-        let Op::Create { parent, name, node, mode, uid, gid, .. } = create(ROOT, name, NewNode::File) else {
+        let Op::Create { parent, name, node, mode, umask, uid, gid, .. } = create(ROOT, name, NewNode::File)
+        else {
             unreachable!()
         };
-        Op::Create { parent, name, node, mode, uid, gid, exclusive: false }
+        Op::Create { parent, name, node, mode, umask, uid, gid, exclusive: false }
     };
     let reply = w.run(s, open("f")).unwrap();
     assert!(matches!(reply, Reply::Entry { attr, created: false } if attr.ino == f));

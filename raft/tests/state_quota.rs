@@ -59,10 +59,10 @@ fn inodes_of_a_tree() {
     }
     // Another name is no inode; one that exists can be opened.
     w.run(s, link(f, d, "f2")).unwrap();
-    let Op::Create { parent, name, node, mode, uid, gid, .. } = create(a, "f", NewNode::File) else {
+    let Op::Create { parent, name, node, mode, umask, uid, gid, .. } = create(a, "f", NewNode::File) else {
         unreachable!()
     };
-    w.run(s, Op::Create { parent, name, node, mode, uid, gid, exclusive: false }).unwrap();
+    w.run(s, Op::Create { parent, name, node, mode, umask, uid, gid, exclusive: false }).unwrap();
     assert_eq!(w.run(s, create(a, "f", NewNode::File)), Err(Kind::Exists));
     w.run(s, unlink(a, "f")).unwrap();
     w.run(s, unlink(d, "f2")).unwrap();

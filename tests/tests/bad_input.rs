@@ -288,7 +288,8 @@ fn damaged(cluster: &Cluster, file: &Path, damage: impl FnOnce(&Path), any_of: &
 fn formats(cluster: &mut Cluster) {
     cluster.node_mut(2).stop();
     let format = cluster.node(2).data().join("format");
-    damaged(cluster, &format, |f| fs::write(f, "hfcache data 2\n").expect("write"), &["newer"]);
+    damaged(cluster, &format, |f| fs::write(f, "hfcache data 99\n").expect("write"), &["newer"]);
+    damaged(cluster, &format, |f| fs::write(f, "hfcache data 1\n").expect("write"), &["older"]);
     damaged(cluster, &format, |f| fs::write(f, "hfcac").expect("write"), &["damaged"]);
     damaged(cluster, &format, |f| fs::remove_file(f).expect("remove"), &["missing"]);
     cluster.node_mut(2).start();

@@ -55,6 +55,8 @@ pub enum Change {
     SessionClosed(SessionId),
     /// How fast users and groups may go.
     Rates,
+    /// The access control lists of an inode changed.
+    Acl(InodeId),
 }
 
 /// A delta of one applied command.

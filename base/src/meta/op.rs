@@ -1,6 +1,6 @@
 //! Operations, as they are proposed, and their replies.
 
-use super::{Attr, FileKind, Limit, Lock, LockReply, Piece, Rate, SetAttr, Subject, Timestamp};
+use super::{Attr, FileKind, Limit, Lock, LockReply, Piece, Rate, SetAttr, Subject, Timestamp, XattrMode};
 use crate::{ChunkId, InodeId, Node, NodeId, NodeState, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +40,10 @@ pub enum Op {
         name: Vec<u8>,
         /// What.
         node: NewNode,
-        /// Permission bits, the umask already applied.
+        /// Permission bits, the umask not yet applied.
         mode: u32,
+        /// The caller's umask: a default access control list of the directory takes its place.
+        umask: u32,
         /// Owner.
         uid: u32,
         /// Group (a set-gid directory overrides it).
@@ -205,6 +207,26 @@ pub enum Op {
         subject: Subject,
         /// The new rate; [`Rate::default`] takes it away.
         rate: Rate,
+    },
+    /// Sets an extended attribute. An access control list also sets the permission bits.
+    SetXattr {
+        /// The inode.
+        ino: InodeId,
+        /// Name with its namespace.
+        name: Vec<u8>,
+        /// Value, at most [`crate::limits::XATTR_VALUE_MAX`].
+        value: Vec<u8>,
+        /// What if there is one.
+        mode: XattrMode,
+        /// With an access control list: the caller may not keep the set-group-id bit.
+        kill_sgid: bool,
+    },
+    /// Removes an extended attribute.
+    RemoveXattr {
+        /// The inode.
+        ino: InodeId,
+        /// Name with its namespace.
+        name: Vec<u8>,
     },
 }
 

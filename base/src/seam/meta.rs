@@ -112,6 +112,20 @@ pub trait View: Send {
     fn path(&self, _dir: InodeId) -> Result<Vec<u8>> {
         Err(Kind::NotSupported.into())
     }
+    /// The value of an extended attribute, if there is one of that name.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`].
+    fn xattr(&self, _ino: InodeId, _name: &[u8]) -> Result<Option<Vec<u8>>> {
+        Err(crate::Kind::NotSupported.into())
+    }
+    /// The names of all extended attributes, in order.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`].
+    fn xattrs(&self, _ino: InodeId) -> Result<Vec<Vec<u8>>> {
+        Err(crate::Kind::NotSupported.into())
+    }
 }
 
 /// Told of every applied command, in order, on every node, before the command counts as applied here.

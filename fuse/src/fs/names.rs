@@ -52,6 +52,7 @@ impl Core {
             name: name.to_vec(),
             node,
             mode,
+            umask: 0,
             uid: caller.uid,
             gid: caller.gid,
             exclusive: true,

@@ -107,6 +107,7 @@ impl Core {
             name: name.to_vec(),
             node: NewNode::File,
             mode,
+            umask: 0,
             uid: caller.uid,
             gid: caller.gid,
             exclusive: flags as i32 & libc::O_EXCL != 0,

@@ -145,7 +145,7 @@ impl State {
     pub fn apply(&mut self, session: u64, now: Timestamp, op: Op) -> Done {
         let mut changes = Vec::new();
         let reply = match op {
-            Op::Create { parent, name, node, mode, uid, gid, exclusive } => {
+            Op::Create { parent, name, node, mode, umask, uid, gid, exclusive } => {
                 if let Ok(ino) = self.find(parent, &name) {
                     let attr = self.inode(ino)?.attr.clone();
                     if exclusive || attr.kind == FileKind::Directory {
@@ -155,7 +155,7 @@ impl State {
                 }
                 let dir = self.dir(parent)?;
                 let gid = if dir.attr.mode & 0o2000 != 0 { dir.attr.gid } else { gid };
-                let ino = self.new_inode(node, mode, (uid, gid), parent, now);
+                let ino = self.new_inode(node, mode & !umask, (uid, gid), parent, now);
                 changes.push(self.add_name(parent, name, ino, now));
                 changes.push(Change::Inode { ino: parent, data: false });
                 Reply::Entry { attr: self.inode(ino)?.attr.clone(), created: true }

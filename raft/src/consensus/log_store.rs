@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 const LOG: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("log");
 const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
 /// Version of the file's layout.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// Page cache of the file: the log is read back only by nodes that fell behind.
 const CACHE_BYTES: usize = 16 << 20;
 /// Entries kept in memory behind the newest.

@@ -253,6 +253,7 @@ fn weight(op: &Op) -> usize {
         Op::RaiseParity { chunks, .. } => chunks.len() * 9,
         Op::CloseSessions(sessions) => sessions.len() * 9,
         Op::ReturnDelegation { held, .. } => held.len() * 40,
+        Op::SetXattr { name, value, .. } => name.len() + value.len(),
         _ => 600,
     };
     64 + inside

@@ -58,13 +58,20 @@ impl Machine<'_> {
             attr.gid = gid;
         }
         let owner_changed = set.uid.is_some() || set.gid.is_some();
+        let is_dir = attr.kind == FileKind::Directory;
         if let Some(mode) = set.mode {
             attr.mode = mode & 0o7777;
-        } else if owner_changed && attr.kind != FileKind::Directory {
+        } else if owner_changed && !is_dir {
             kill_set_id(&mut attr.mode);
         }
         if set.kill_suid && is_file {
             kill_set_id(&mut attr.mode);
+        }
+        if set.mode.is_some() {
+            self.chmod_acl(&mut inode)?;
+        }
+        if !is_dir && (owner_changed || set.size.is_some() || set.kill_suid) {
+            self.kill_capability(&mut inode)?;
         }
         let data = set.size.is_some_and(|size| size != inode.attr.size);
         if let (true, Some(size)) = (data, set.size) {
@@ -271,6 +278,7 @@ impl Machine<'_> {
         let mut delta = Delta::default();
         self.clear(&mut inode, 0..u64::MAX, &mut delta)?;
         self.settle(delta)?;
+        self.free_xattrs(&inode)?;
         self.delete_inode(ino)?;
         self.changed(Change::Reaped(ino));
         Ok(())

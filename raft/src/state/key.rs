@@ -112,6 +112,11 @@ pub(crate) fn nonces(node: NodeId) -> Vec<u8> {
     [b"nonces/".as_slice(), &node.0.to_be_bytes()].concat()
 }
 
+/// An extended attribute.
+pub(crate) fn xattr(ino: InodeId, name: &[u8]) -> Vec<u8> {
+    [&ino.0.to_be_bytes(), name].concat()
+}
+
 /// A row of a directory in which listings go from `hash` on.
 pub(crate) fn dentries(parent: InodeId, hash: u64) -> [u8; 16] {
     pair(parent.0, hash)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! namespace  names: create, link, unlink, rmdir, rename
-//! file       attributes, content, chunks
+//! file       attributes, content, chunks          xattr    extended attributes, access lists
 //! session    sessions, holds, reaping        cluster  members, tokens, the map
 //! lock       the lock rules, without a store locking  … and with one
 //! usage      who uses how much, quotas       view     what readers see
@@ -23,6 +23,7 @@ mod record;
 mod session;
 mod usage;
 mod view;
+mod xattr;
 
 pub use lock::LockRecord;
 pub use view::StateView;
@@ -34,9 +35,10 @@ use hfcache_base::meta::{Applied, Attr, Command, FileKind, Op, Reply, Subject, T
 use hfcache_base::{InodeId, Kind, Result, SessionId, wire};
 use machine::{Fail, Machine, Step};
 use namespace::{Create, Rename};
-use record::{Body, Counters, Inode};
+use record::{Body, Counters, Inode, Xattrs};
 use session::Admission;
 use usage::{Journal, Ledger};
+use xattr::SetXattr;
 
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +131,8 @@ fn root() -> Inode {
         ctime: start,
         data_version: 1,
     };
-    Inode { attr, body: Body::Directory { tree: ROOT_ALONE }, home: InodeId::ROOT }
+    let body = Body::Directory { tree: ROOT_ALONE };
+    Inode { attr, body, home: InodeId::ROOT, xattrs: Xattrs::default() }
 }
 
 /// Begins a state in an empty store.
@@ -185,17 +188,20 @@ fn name(op: &Op) -> &'static str {
         Op::RaiseParity { .. } => "raise parity",
         Op::SetQuota { .. } => "set quota",
         Op::SetRate { .. } => "set rate",
+        Op::SetXattr { .. } => "set xattr",
+        Op::RemoveXattr { .. } => "remove xattr",
     }
 }
 
 impl Machine<'_> {
     fn run(&mut self, op: &Op) -> Step {
         match op {
-            Op::Create { parent, name, node, mode, uid, gid, exclusive } => self.create(&Create {
+            Op::Create { parent, name, node, mode, umask, uid, gid, exclusive } => self.create(&Create {
                 parent: *parent,
                 name,
                 node,
                 mode: *mode,
+                umask: *umask,
                 uid: *uid,
                 gid: *gid,
                 exclusive: *exclusive,
@@ -236,6 +242,10 @@ impl Machine<'_> {
             Op::RaiseParity { chunks, parity } => self.raise_parity(chunks, *parity),
             Op::SetQuota { subject, limit } => self.set_quota(*subject, *limit),
             Op::SetRate { subject, rate } => self.set_rate(*subject, *rate),
+            Op::SetXattr { ino, name, value, mode, kill_sgid } => {
+                self.set_xattr(*ino, &SetXattr { name, value, mode: *mode, kill_sgid: *kill_sgid })
+            }
+            Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::key::{self, check_name};
 use super::machine::{Machine, Step};
-use super::record::{Body, Inode, Orphan};
+use super::record::{Body, Inode, Orphan, Xattrs};
 use crate::kv::Table;
 use hfcache_base::limits::{LINK_MAX, SYMLINK_MAX};
 use hfcache_base::meta::{Attr, Change, FileKind, NewNode, RenameMode, Reply, Usage};
@@ -17,6 +17,7 @@ pub(crate) struct Create<'a> {
     pub name: &'a [u8],
     pub node: &'a NewNode,
     pub mode: u32,
+    pub umask: u32,
     pub uid: u32,
     pub gid: u32,
     pub exclusive: bool,
@@ -100,11 +101,10 @@ impl Machine<'_> {
             return Err(Kind::TooManyLinks.into());
         }
         let inherits = dir.attr.mode & SET_GID != 0;
-        let mode = match kind {
-            FileKind::Symlink => 0o777,
-            FileKind::Directory if inherits => ask.mode & 0o7777 | SET_GID,
-            _ => ask.mode & 0o7777,
-        };
+        let (mut mode, lists) = self.new_mode(&dir, kind, ask.mode, ask.umask)?;
+        if is_dir && inherits {
+            mode |= SET_GID;
+        }
         let ino = InodeId(self.counters.next_inode);
         let now = self.now();
         let attr = Attr {
@@ -124,7 +124,9 @@ impl Machine<'_> {
         };
         self.counters.next_inode += 1;
         self.counters.totals.inodes += 1;
-        self.put_inode(&Inode { attr: attr.clone(), body, home: ask.parent })?;
+        let mut inode = Inode { attr: attr.clone(), body, home: ask.parent, xattrs: Xattrs::default() };
+        self.give_lists(&mut inode, &lists)?;
+        self.put_inode(&inode)?;
         self.put_name(ask.parent, ask.name, ino)?;
         self.changed(Change::Entry { parent: ask.parent, name: ask.name.to_vec() });
         self.edit_directory(ask.parent, 1, i32::from(is_dir))?;

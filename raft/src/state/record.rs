@@ -43,6 +43,17 @@ pub(crate) struct Inode {
     pub body: Body,
     /// The directory whose usage it is part of: the one it has its name in, or one of those.
     pub home: InodeId,
+    /// What it has in `Xattr`.
+    pub xattrs: Xattrs,
+}
+
+/// How much an inode has in `Xattr`: mostly nothing, and then nobody looks there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Xattrs {
+    /// Bytes of all names, each with a NUL.
+    pub names: u32,
+    /// Bytes of all values.
+    pub values: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -303,4 +303,22 @@ impl<R: Read + Send> View for StateView<R> {
         names.reverse();
         Ok(names.join(&b'/'))
     }
+
+    fn xattr(&self, ino: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        if self.inode(ino)?.xattrs.is_empty() {
+            return Ok(None);
+        }
+        get(&self.store, Table::Xattr, &key::xattr(ino, name))
+    }
+
+    fn xattrs(&self, ino: InodeId) -> Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        if !self.inode(ino)?.xattrs.is_empty() {
+            record::scan_prefix(&self.store, Table::Xattr, &key::inode(ino), &mut |at, _| {
+                names.extend(at.get(8..).map(<[u8]>::to_vec));
+                true
+            })?;
+        }
+        Ok(names)
+    }
 }

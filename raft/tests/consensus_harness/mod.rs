@@ -144,6 +144,7 @@ pub fn create(name: &str) -> Op {
         name: name.as_bytes().to_vec(),
         node: NewNode::File,
         mode: 0o644,
+        umask: 0,
         uid: 0,
         gid: 0,
         exclusive: true,

@@ -153,7 +153,7 @@ pub fn add_node(n: u8, token: Option<TokenUse>) -> Op {
 
 pub fn create(parent: InodeId, name: &str, node: NewNode) -> Op {
     let name = name.as_bytes().to_vec();
-    Op::Create { parent, name, node, mode: 0o644, uid: 10, gid: 20, exclusive: true }
+    Op::Create { parent, name, node, mode: 0o644, umask: 0, uid: 10, gid: 20, exclusive: true }
 }
 
 pub fn unlink(parent: InodeId, name: &str) -> Op {
