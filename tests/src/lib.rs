@@ -10,6 +10,7 @@ pub mod agent;
 pub mod binary;
 pub mod checks;
 pub mod cluster;
+pub mod conformance;
 pub mod hf;
 pub mod janitor;
 pub mod lab;
