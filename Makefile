@@ -1,5 +1,5 @@
 # verify changes nothing and is what CI runs, without installing anything; fix changes files.
-.PHONY: verify fix test bench large
+.PHONY: verify fix test conformance bench large
 
 verify:
 	cargo fmt --all -- --check
@@ -12,6 +12,10 @@ fix:
 
 test:
 	cargo test --workspace
+
+# What others' suites say: root, stress-ng, and crates.io for what is not in target/tools yet.
+conformance:
+	cargo test -p hfcache-tests --locked --test conformance --test fsx -- --ignored --nocapture --test-threads=1
 
 # Quiet machine, root (to drop the page cache); figures go to bench.json.
 bench:

@@ -22,11 +22,11 @@ fn no_harm(messages: &Messages) {
 #[test]
 #[ignore = "long, and needs root; a stage of its own"]
 fn pjdfstest() {
-    let places = Places::new("pjdfstest", None);
+    let places = Places::new("pjd", None);
     let messages = Messages::now();
     let suite = Pjdfstest::new(&places.scratch("suite"), places.other());
-    let native = suite.run(&places.ext4("suite"));
-    let mount = suite.run(&places.mount("suite"));
+    let native = suite.run(&places.ext4("s"));
+    let mount = suite.run(&places.mount("s"));
     judge(Suite::Pjdfstest, 390, &native, &mount);
     no_harm(&messages);
     places.finish();
@@ -39,7 +39,7 @@ fn pjdfstest_in_c() {
         println!("SKIPPED: HFCACHE_PJDFSTEST_C names no checkout of pjdfstest");
         return;
     };
-    let places = Places::new("pjdfstest-c", Some(2 * LONG));
+    let places = Places::new("pjdc", Some(2 * LONG));
     let scratch = places.scratch("scratch");
     let native = suite.run(&scratch, &places.ext4("suite"), LONG);
     let mount = suite.run(&scratch, &places.mount("suite"), LONG);

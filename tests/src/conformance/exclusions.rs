@@ -24,7 +24,12 @@ pub struct Exclusion {
 }
 
 /// All of them.
-pub const ALL: &[Exclusion] = &[];
+pub const ALL: &[Exclusion] = &[Exclusion {
+    suite: Suite::Pjdfstest,
+    case: "link::link_count_max",
+    why: "the suite asks pathconf for LINK_MAX, which the C library answers from a table of file-system types; \
+          for every FUSE file system that is 127, which the suite takes for unknown and skips the case",
+}];
 
 /// Those of one suite.
 pub fn of(suite: Suite) -> Vec<&'static Exclusion> {

@@ -35,7 +35,7 @@ impl Places {
         file.set_len(IMAGE_BYTES).expect("size the image");
         let image = image.to_str().expect("a plain path");
         tools::call(&tools::from_debian("mkfs.ext4", "e2fsprogs"), &["-q", "-F", image]);
-        let (ext4, other) = (lab.dir("ext4"), lab.dir("other"));
+        let (ext4, other) = (lab.dir("e4"), lab.dir("other"));
         let at = ext4.to_str().expect("a plain path");
         tools::call(&tools::from_debian("mount", "mount"), &["-o", "loop", image, at]);
         sys::mount_tmpfs(&other, 64 << 20).expect("mount a tmpfs");

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 /// What a stressor may take past its time: clearing away is part of it.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Amounts that fit the time; the defaults are a gibibyte each.
+/// Amounts that fit the time, where the default is a gibibyte.
 const SIZES: [(&str, &str); 5] = [
     ("hdd", "--hdd-bytes=16M"),
     ("iomix", "--iomix-bytes=16M"),
     ("fallocate", "--fallocate-bytes=16M"),
-    ("copy-file", "--copy-file-bytes=16M"),
+    ("copy-file", "--copy-file-bytes=128M"),
     ("sync-file", "--sync-file-bytes=16M"),
 ];
 
@@ -51,7 +51,7 @@ impl StressNg {
         command
             .arg(format!("--{name}"))
             .arg("1")
-            .args(["--verify", "--timeout", &format!("{seconds}s"), "--temp-path"])
+            .args(["--pathological", "--verify", "--timeout", &format!("{seconds}s"), "--temp-path"])
             .arg(dir)
             .args(SIZES.iter().filter(|(of, _)| *of == name).map(|(_, size)| size))
             .current_dir(dir)
@@ -93,7 +93,9 @@ fn outcome(code: Option<i32>, said: &str) -> Outcome {
     match code {
         Some(0) => Outcome::Passed,
         // No resources for it; or not for this machine.
-        Some(3 | 4) => Outcome::Skipped(said.lines().next_back().unwrap_or_default().to_owned()),
+        Some(3 | 4) => Outcome::Skipped(
+            said.lines().find(|l| l.contains("skip")).unwrap_or("no reason given").to_owned(),
+        ),
         Some(code) => Outcome::Failed(format!("exit status {code}: {telling}")),
         None => Outcome::Failed(format!("ended by a signal: {telling}")),
     }

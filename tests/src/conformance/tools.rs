@@ -22,10 +22,11 @@ pub fn from_crates_io(name: &str, version: &str) -> PathBuf {
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    // Away from the work tree, whose flags make static binaries of our own crates.
+    // Away from the work tree, whose flags make static binaries of our own crates; without optimisation, because
+    // building takes longer than what it would save.
     command
         .current_dir("/")
-        .args(["install", "--quiet", "--locked", "--version", &format!("={version}"), "--root"])
+        .args(["install", "--quiet", "--locked", "--debug", "--version", &format!("={version}"), "--root"])
         .arg(&root)
         .arg(name);
     for (variable, _) in std::env::vars_os() {
