@@ -91,6 +91,8 @@ pub enum Kind {
     CrossDevice,
     /// A value of more than [`crate::limits::XATTR_VALUE_MAX`] bytes.
     ValueTooLong,
+    /// The content is no longer the one that a commit was made from: look again, and repeat.
+    Changed,
 }
 
 impl Kind {
@@ -132,6 +134,7 @@ impl Kind {
             | Self::Io
             | Self::Protocol
             | Self::Canceled
+            | Self::Changed
             | Self::Internal
             | Self::Version => libc::EIO,
         }

@@ -86,6 +86,14 @@ impl IntervalSet {
         gaps
     }
 
+    /// Whether a byte is in the set, and the first one after it of which the opposite is true.
+    pub fn at(&self, at: u64) -> (bool, u64) {
+        match self.ranges.range(..=at).next_back() {
+            Some((_, &end)) if end > at => (true, end),
+            _ => (false, self.ranges.range(at..).next().map_or(u64::MAX, |(&start, _)| start)),
+        }
+    }
+
     /// All ranges, in order.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ranges.iter().map(|(&s, &e)| s..e)
@@ -186,6 +194,10 @@ mod tests {
                 }
                 assert_eq!(set.bytes(), model.iter().filter(|p| **p).count() as u64);
                 let (from, to) = ((x >> 30) % 64, (x >> 36) % 65);
+                let (inside, until) = set.at(from);
+                let change = (from as usize..64).find(|n| model[*n] != model[from as usize]);
+                let never = if inside { 64 } else { u64::MAX };
+                assert_eq!((inside, until), (model[from as usize], change.map_or(never, |n| n as u64)));
                 let gaps = set.gaps(&(from..to));
                 for n in 0..64u64 {
                     let absent = (from..to).contains(&n) && !model[n as usize];

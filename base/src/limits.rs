@@ -33,6 +33,10 @@ pub const ACL_ENTRIES_MAX: usize = 511;
 pub const INLINE_MAX: usize = 4 * KIB as usize;
 /// Most pieces in one `Commit` command; a larger flush is several commands.
 pub const COMMIT_PIECES_MAX: usize = 256;
+/// Most extents that one `Clone` command copies; a larger copy is several commands.
+pub const CLONE_EXTENTS_MAX: usize = 1_024;
+/// Most inodes whose atime one command sets.
+pub const TOUCH_MAX: usize = 1_024;
 /// Chunk ids handed out in one batch.
 pub const CHUNK_ID_BATCH: u32 = 256;
 /// An inode with no name and no holder is reaped this long after it lost its last name, so that a node

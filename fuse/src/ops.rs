@@ -35,8 +35,28 @@ pub struct Entry {
     pub entry_ttl: Duration,
 }
 
-/// A file that was opened.
+/// How bytes are written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteFlags {
+    /// The pages come from the page cache (mmap), so the caller is not the writer.
+    pub cached: bool,
+    /// O_APPEND: the offset is only where the kernel believes the end to be.
+    pub append: bool,
+}
+
+/// Somewhere in an open file.
 #[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The file.
+    pub ino: InodeId,
+    /// See [`Opened::handle`].
+    pub handle: u64,
+    /// Byte offset.
+    pub offset: u64,
+}
+
+/// A file that was opened.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Opened {
     /// The file system's own number of this open file; comes back with every call on it.
     pub handle: u64,
@@ -44,6 +64,8 @@ pub struct Opened {
     pub keep_cache: bool,
     /// Bypass the page cache.
     pub direct_io: bool,
+    /// A close need not be told ([`FileSystem::flush`]).
+    pub no_flush: bool,
 }
 
 /// Bytes for a READ.
@@ -137,6 +159,8 @@ pub trait Notify: Send + Sync + 'static {
     fn names_stale(&self) -> bool;
     /// Whether [`Notify::names_stale`] works on this kernel.
     fn can_expire_names(&self) -> bool;
+    /// Whether what is written past the page cache is seen through it at once.
+    fn direct_is_coherent(&self) -> bool;
 }
 
 /// See the module. `handle` is what [`Opened::handle`] said; `ino` is always one the kernel was told of.
@@ -196,7 +220,7 @@ pub trait FileSystem: Send + Sync + 'static {
     fn open(&self, caller: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>);
     /// Reads up to `size` bytes; fewer only at the end of the file.
     fn read(&self, caller: Caller, ino: InodeId, handle: u64, offset: u64, size: u32, reply: Reply<Data>);
-    /// Writes. `cached`: the pages come from the page cache (mmap), so the caller is not the writer.
+    /// Writes.
     fn write(
         &self,
         caller: Caller,
@@ -204,7 +228,7 @@ pub trait FileSystem: Send + Sync + 'static {
         handle: u64,
         offset: u64,
         data: &[u8],
-        cached: bool,
+        flags: WriteFlags,
         reply: Reply<u32>,
     );
     /// A descriptor was closed: what was written through it is durable when this is answered. Drops the
@@ -225,6 +249,13 @@ pub trait FileSystem: Send + Sync + 'static {
         mode: u32,
         reply: Reply<()>,
     );
+    /// The first byte from `offset` on that is data, or the first that is in a hole; the end of the file
+    /// counts as a hole.
+    fn seek(&self, caller: Caller, ino: InodeId, handle: u64, offset: u64, data: bool, reply: Reply<u64>);
+    /// Copies bytes between open files, or within one; answers how many.
+    fn copy(&self, caller: Caller, from: Place, to: Place, len: u64, reply: Reply<u64>);
+    /// Makes a file without a name in a directory's file system, and opens it; `flags` are open(2)'s.
+    fn tmpfile(&self, caller: Caller, parent: InodeId, mode: u32, flags: u32, reply: Reply<(Entry, Opened)>);
     /// Opens a directory.
     fn opendir(&self, caller: Caller, ino: InodeId, reply: Reply<Opened>);
     /// Lists from a cookie (0: the start). With `plus` the kernel takes attributes too. The kernel side packs

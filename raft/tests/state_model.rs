@@ -39,6 +39,14 @@ fn byte(chunk: ChunkId, at: u32) -> u8 {
     (hfcache_base::placement::mix(chunk.0 << 20 | u64::from(at)) as u8) | 1
 }
 
+fn end_of(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Inline(bytes) => bytes.len() as u64,
+        Piece::Chunk(e) => e.end(),
+        Piece::Hole { offset, len } => offset + len,
+    }
+}
+
 type Answer = Result<Option<u64>, Kind>;
 
 impl Model {
@@ -205,6 +213,43 @@ impl Model {
         }
     }
 
+    /// Appending is writing at the end, wherever that is.
+    fn append(&mut self, ino: u64, pieces: &[Piece], len: u64) -> Answer {
+        let bytes = self.bytes(ino)?;
+        let start = bytes.len() as u64;
+        if let [Piece::Inline(new)] = pieces {
+            bytes.extend_from_slice(new);
+            return Ok(Some(ino));
+        }
+        let moved: Vec<Piece> = pieces
+            .iter()
+            .map(|piece| match piece.clone() {
+                Piece::Chunk(e) => Piece::Chunk(Extent { offset: e.offset + start, ..e }),
+                Piece::Hole { offset, len } => Piece::Hole { offset: offset + start, len },
+                inline @ Piece::Inline(_) => inline,
+            })
+            .collect();
+        self.commit(ino, &moved, start + len)
+    }
+
+    fn clone_range(&mut self, from: (u64, u64), to: (u64, u64), len: u64) -> Answer {
+        let source = self.bytes(from.0)?.clone();
+        self.bytes(to.0)?;
+        let stop = (from.1 + len).min(source.len() as u64);
+        if from.1 >= stop {
+            return Ok(None);
+        }
+        let part = &source[from.1 as usize..stop as usize];
+        let end = to.1 as usize + part.len();
+        if from.0 == to.0 && (from.1 as usize) < end && to.1 < stop {
+            return Err(Kind::Invalid);
+        }
+        let target = self.bytes(to.0)?;
+        target.resize(end.max(target.len()), 0);
+        target[to.1 as usize..end].copy_from_slice(part);
+        Ok(None)
+    }
+
     fn commit(&mut self, ino: u64, pieces: &[Piece], size: u64) -> Answer {
         let bytes = self.bytes(ino)?;
         if let [Piece::Inline(new)] = pieces {
@@ -298,7 +343,7 @@ impl Run {
         let (other, new_name) = (self.place(), self.name());
         let ino = self.any_inode();
         let (dir, id) = (InodeId(parent), InodeId(ino));
-        let kind = self.dice.below(22);
+        let kind = self.dice.below(26);
         let op = match kind {
             0..=3 => create(dir, &name, NewNode::File),
             4..=6 => create(dir, &name, NewNode::Directory),
@@ -317,6 +362,19 @@ impl Run {
             }
             18 => truncate(id, self.dice.below(120)),
             19..=20 => chown(id, 10 + self.dice.below(3) as u32, 20 + self.dice.below(2) as u32),
+            21..=22 => {
+                let (pieces, size) = self.pieces();
+                let end = pieces.iter().map(end_of).max().unwrap_or(0);
+                let inline = matches!(pieces[..], [Piece::Inline(_)]);
+                let len = if inline { end } else { size.max(end) };
+                let token = self.world.chunk(self.session, 1).id;
+                Op::Append { ino: id, token, pieces, len, mtime: None }
+            }
+            23..=24 => {
+                let (from_offset, to_offset) = (self.dice.below(100), self.dice.below(100));
+                let (to, len) = (InodeId(self.any_inode()), 1 + self.dice.below(60));
+                Op::Clone { from: id, from_offset, to, to_offset, len }
+            }
             _ => {
                 self.world.now += if self.dice.one_in(2) { 11 * SECOND } else { 0 };
                 Op::Reap
@@ -348,6 +406,13 @@ impl Run {
                 .ok_or(Kind::Stale)
                 .map(|thing| thing.uid = *uid)
                 .map(|()| None),
+            // Only the state knows whether it has extents, where inline bytes have no place behind.
+            Op::Append { .. } if outcome.reply == Err(Kind::Changed) => Err(Kind::Changed),
+            Op::Append { len: 0, .. } => self.model.bytes(ino).and(Err(Kind::Invalid)),
+            Op::Append { pieces, len, .. } => self.model.append(ino, pieces, *len),
+            Op::Clone { from_offset, to, to_offset, len, .. } => {
+                self.model.clone_range((ino, *from_offset), (to.0, *to_offset), *len)
+            }
             Op::SetAttr { set, .. } => {
                 self.model.bytes(ino).map(|b| b.resize(set.size.unwrap() as usize, 0)).map(|()| None)
             }

@@ -168,6 +168,69 @@ pub fn set_times(
     })
 }
 
+/// Where the next byte is that is data (SEEK_DATA), or that is in a hole (SEEK_HOLE).
+///
+/// # Errors
+/// ENXIO past the end, or past the last data.
+pub fn seek(file: &File, from: i64, data: bool) -> io::Result<i64> {
+    let whence = if data { libc::SEEK_DATA } else { libc::SEEK_HOLE };
+    // SAFETY: no memory is passed.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
+    if at < 0 { Err(io::Error::last_os_error()) } else { Ok(at) }
+}
+
+/// Allocates, zeros or punches a range; `mode` is fallocate(2)'s.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn fallocate(file: &File, mode: i32, from: i64, len: i64) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, from, len) })
+}
+
+/// Copies a range between two files (copy_file_range), as far as one call comes.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn copy_range(from: &File, at: i64, to: &File, to_at: i64, len: usize) -> io::Result<usize> {
+    let (mut at, mut to_at) = (at, to_at);
+    // SAFETY: both offsets live over the call.
+    let n = unsafe { libc::copy_file_range(from.as_raw_fd(), &mut at, to.as_raw_fd(), &mut to_at, len, 0) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Gives an open file without a name (O_TMPFILE) a name.
+///
+/// # Errors
+/// ENOENT if it may have none.
+pub fn link_open(file: &File, to: &Path) -> io::Result<()> {
+    let from = path_arg(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref())?;
+    let to = path_arg(to)?;
+    // SAFETY: both strings live over the call.
+    check(unsafe {
+        libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW)
+    })
+}
+
+/// Sets the status flags of a descriptor (F_SETFL).
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn set_flags(file: &File, flags: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) })
+}
+
+/// Bytes at an address that O_DIRECT takes anywhere.
+///
+/// # Panics
+/// Never: there is always an aligned part.
+pub fn aligned(buf: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    buf.resize(len + 4_096, 0);
+    let skip = buf.as_ptr().align_offset(4_096);
+    &mut buf[skip..skip + len]
+}
+
 /// CPU clock ticks of a second, the unit of `/proc/PID/stat`.
 pub fn ticks_per_second() -> f64 {
     // SAFETY: takes a constant, touches nothing.

@@ -58,6 +58,21 @@ pub struct Attr {
     pub data_version: u64,
 }
 
+/// An atime that is newer than the last change is renewed after this long.
+const ATIME_EVERY: i64 = 24 * 3_600 * 1_000_000_000;
+
+impl Attr {
+    /// Whether a read at this time belongs into atime, by the rules of `relatime`: only the first one after a
+    /// change, and one a day.
+    pub fn atime_due(&self, read: Timestamp) -> bool {
+        read > self.atime
+            && read > self.ctime
+            && (self.atime <= self.mtime
+                || self.atime <= self.ctime
+                || read.0.saturating_sub(self.atime.0) >= ATIME_EVERY)
+    }
+}
+
 /// One row of a directory listing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirEntry {

@@ -108,6 +108,9 @@ pub enum Op {
         size: u64,
         /// When the last byte was written; `None` leaves mtime alone.
         mtime: Option<Timestamp>,
+        /// The `data_version` these pieces were made from: refused with [`crate::Kind::Changed`] if the
+        /// content is another by now. `None` where they hold nothing but what was written.
+        base: Option<u64>,
     },
     /// Reserves `count` chunk ids for the proposing session.
     AllocateChunks {
@@ -228,6 +231,55 @@ pub enum Op {
         /// Name with its namespace.
         name: Vec<u8>,
     },
+    /// Puts bytes at the end of a file, wherever that is when this is applied. Answers the attributes: the
+    /// bytes are the last `len` of the file.
+    Append {
+        /// The file.
+        ino: InodeId,
+        /// An unused chunk id of the proposing session, spent by this: proposed again under the same one it
+        /// is refused with [`crate::Kind::Exists`] if it took effect before.
+        token: ChunkId,
+        /// As for `Commit`, with offsets counted from the end of the file. [`Piece::Inline`] holds all `len`
+        /// bytes, and is refused with [`crate::Kind::Changed`] where they no longer fit into the inode.
+        pieces: Vec<Piece>,
+        /// By so much the file grows.
+        len: u64,
+        /// When the last byte was written; `None` leaves mtime alone.
+        mtime: Option<Timestamp>,
+    },
+    /// Makes a range of a file hold what a range of a file holds, without copying chunks. Answers
+    /// [`Reply::Count`] with the bytes that were cloned: fewer at the end of the source, or where its extents
+    /// are many. [`crate::Kind::NotSupported`] where bytes would have to be copied.
+    Clone {
+        /// The source.
+        from: InodeId,
+        /// Where in it.
+        from_offset: u64,
+        /// The target; may be the source, if the ranges do not overlap.
+        to: InodeId,
+        /// Where in it.
+        to_offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Makes a file without a name, open in the proposing session, which alone may give it one (`Link`).
+    CreateNameless {
+        /// Directory whose set-gid bit and default list count.
+        parent: InodeId,
+        /// Permission bits.
+        mode: u32,
+        /// Bits that are not given, unless the directory has a default list.
+        umask: u32,
+        /// Owner.
+        uid: u32,
+        /// Group (a set-gid directory overrides it).
+        gid: u32,
+        /// It may never get a name (O_EXCL).
+        nameless: bool,
+    },
+    /// Records when inodes were read, at most [`crate::limits::TOUCH_MAX`]. One that is gone, or changed since,
+    /// or whose atime is not due ([`Attr::atime_due`]) is left out. Answers [`Reply::Count`].
+    Touch(Vec<(InodeId, Timestamp)>),
 }
 
 /// The secret part of a join as the state machine checks it.

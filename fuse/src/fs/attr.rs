@@ -38,6 +38,17 @@ impl Core {
         let open = self.table.file(ino).filter(|_| set.size.is_some() || set.mtime.is_some());
         let Some(file) = open else { return self.propose_attr(ino, set).await };
         let _one_at_a_time = file.commit.lock().await;
+        let mut size = set.size;
+        if let Some(asked) = size
+            && file.inner.lock().is_append()
+        {
+            if asked > file.inner.lock().base.size() {
+                // What was appended has a place before it is cut, or zeros follow it.
+                self.save_locked(&file).await?;
+            } else {
+                size = Some(0);
+            }
+        }
         let (before, mtime) = {
             let inner = file.inner.lock();
             let cut = inner.dirty.as_ref().is_some_and(|d| set.size.is_some_and(|size| size != d.end));
@@ -47,7 +58,6 @@ impl Core {
             }
             (inner.base.version(), inner.mtime)
         };
-        let size = set.size;
         let attr = self.propose_attr(ino, set).await?;
         let loaded = self.meta.read_stale().content(ino);
         let mut inner = file.inner.lock();

@@ -122,6 +122,19 @@ impl Base {
         all.get(from..to).unwrap_or(&[])
     }
 
+    /// Whether the byte at an offset is data, and where that may change.
+    pub(crate) fn kind_at(&self, at: u64) -> (bool, u64) {
+        let inline = self.content.inline.len() as u64;
+        let all = &self.content.extents;
+        match all.get(all.partition_point(|e| e.end() <= at)) {
+            Some(e) if e.offset <= at => (true, e.end()),
+            next => {
+                let next = next.map_or(u64::MAX, |e| e.offset);
+                if at < inline { (true, inline.min(next)) } else { (false, next) }
+            }
+        }
+    }
+
     /// Whether the range holds bytes of chunks.
     pub(crate) fn has_extents(&self, range: &Range<u64>) -> bool {
         !self.extents(range).is_empty()

@@ -79,6 +79,11 @@ impl StaleQueue {
         }
     }
 
+    /// Has the kernel drop the pages of an inode.
+    pub(crate) fn pages_of(&self, ino: InodeId) {
+        self.push(Notice::Data(ino));
+    }
+
     /// Whether the kernel has still to be told something.
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.load(Ordering::SeqCst) > 0

@@ -52,14 +52,24 @@ pub(crate) struct Inner {
 impl Inner {
     /// Size as seen here.
     pub(crate) fn size(&self) -> u64 {
-        self.base.size().max(self.dirty.as_ref().map_or(0, |d| d.end))
+        match self.dirty.as_ref() {
+            Some(dirty) if dirty.append.is_some() => self.base.size() + dirty.data.bytes(),
+            Some(dirty) => self.base.size().max(dirty.end),
+            None => self.base.size(),
+        }
     }
 
-    /// Takes newer content.
-    pub(crate) fn install(&mut self, base: Arc<Base>) {
-        if base.version() > self.base.version() {
-            self.base = base;
+    /// Takes newer content. Not while an append is being committed, which may be in it and would be shown
+    /// twice: `false` then.
+    pub(crate) fn install(&mut self, base: Arc<Base>) -> bool {
+        if base.version() <= self.base.version() {
+            return true;
         }
+        if self.is_committing() {
+            return false;
+        }
+        self.base = base;
+        true
     }
 
     /// Answers the writes that wait.
@@ -99,7 +109,12 @@ impl File {
     pub(crate) fn overlay(&self, attr: &mut Attr) {
         let inner = self.inner.lock();
         if let Some(dirty) = inner.dirty.as_ref().filter(|d| !d.is_clean()) {
-            attr.size = attr.size.max(dirty.end);
+            attr.size = match &dirty.append {
+                // It may be in these attributes already.
+                Some(append) if append.committing => attr.size.max(inner.base.size() + dirty.data.bytes()),
+                Some(_) => attr.size + dirty.data.bytes(),
+                None => attr.size.max(dirty.end),
+            };
             attr.allocated = attr.allocated.max((attr.allocated + dirty.data.bytes()).min(attr.size));
         }
         if let Some(mtime) = inner.mtime {
@@ -113,7 +128,9 @@ impl File {
         let known = self.inner.lock().base.version();
         if view.attr(self.ino)?.data_version != known {
             let (attr, content) = view.content(self.ino)?;
-            self.inner.lock().install(Arc::new(Base::new(attr, content)));
+            if !self.inner.lock().install(Arc::new(Base::new(attr, content))) {
+                return Err(Kind::WouldBlock.into());
+            }
         }
         Ok(())
     }
@@ -135,6 +152,16 @@ impl File {
 
     /// Makes the content as new as any that had been committed before this call.
     pub(crate) async fn refresh(&self, core: &Core) -> Result<()> {
+        loop {
+            match self.refresh_unless_committing(core).await {
+                Err(e) if e.kind() == Kind::WouldBlock => drop(self.commit.lock().await),
+                result => return result,
+            }
+        }
+    }
+
+    /// As [`File::refresh`]; [`Kind::WouldBlock`] while an append is being committed.
+    pub(crate) async fn refresh_unless_committing(&self, core: &Core) -> Result<()> {
         if !self.stale.swap(false, Ordering::SeqCst) && !core.is_fenced() {
             return Ok(());
         }

@@ -5,7 +5,7 @@
 
 use super::base::Base;
 use super::file::File;
-use super::staging::{PieceState, Stage};
+use super::staging::{Dirty, PieceState, Stage};
 use super::write::PutJob;
 use super::{Core, REQUEST_DEADLINE, Unsaved};
 use crate::ops::Reply;
@@ -22,6 +22,9 @@ use std::sync::atomic::Ordering;
 
 /// Up to so many bytes of a partly rewritten file are copied into its new hot copy.
 const CARRY_MAX: u64 = 64 * MIB;
+/// So often a small file that others write, too, is put together anew; then what was written goes into a chunk
+/// of its own, which depends on nothing.
+const INLINE_TRIES: usize = 8;
 
 /// What a flush has to save.
 struct Start {
@@ -36,7 +39,7 @@ struct Start {
 }
 
 /// Pieces that are on the holders, by number, with the extents that will show them.
-type Put = Vec<(u64, Vec<Extent>)>;
+pub(crate) type Put = Vec<(u64, Vec<Extent>)>;
 
 /// What of it the namespace has taken.
 #[derive(Default)]
@@ -189,22 +192,38 @@ impl Core {
         }
     }
 
-    async fn save_locked(self: &Arc<Self>, file: &Arc<File>) -> Result<()> {
+    /// As [`Core::save`], for who holds `file.commit`.
+    ///
+    /// # Errors
+    /// As [`Core::save`].
+    pub(crate) async fn save_locked(self: &Arc<Self>, file: &Arc<File>) -> Result<()> {
         if !file.is_dirty() {
             return Ok(());
         }
         self.writable()?;
-        file.refresh(self).await?;
-        let Some(start) = begin(file)? else { return Ok(()) };
-        let mut saved = Saved::default();
-        let result = match &start.inline {
-            Some(bytes) => self.commit_inline(file, &start, bytes.clone(), &mut saved).await,
-            None => self.commit_chunks(file, &start, &mut saved).await,
-        };
-        if let Some((stage, version)) = self.end(file, &start, saved, result.is_ok()) {
-            self.chunks.publish(stage, LocalKey { ino: file.ino, version });
+        for tries in 0.. {
+            file.refresh_unless_committing(self).await?;
+            if file.inner.lock().is_append() {
+                return self.save_append(file).await;
+            }
+            let Some(start) = begin(file, tries < INLINE_TRIES)? else { break };
+            let mut saved = Saved::default();
+            let result = match &start.inline {
+                Some(bytes) => self.commit_inline(file, &start, bytes.clone(), &mut saved).await,
+                None => self.commit_chunks(file, &start, &mut saved).await,
+            };
+            if let Some((stage, version)) = self.end(file, &start, saved, result.is_ok()) {
+                self.chunks.publish(stage, LocalKey { ino: file.ino, version });
+            }
+            match result {
+                // The bytes around those that were written have changed: taken from the file as it is now.
+                Err(e) if e.kind() == Kind::Changed && start.inline.is_some() => {
+                    file.stale.store(true, Ordering::SeqCst);
+                }
+                result => return result,
+            }
         }
-        result
+        Ok(())
     }
 
     /// The end of a flush: what was saved becomes the committed content and stops being dirty, in one step,
@@ -238,18 +257,8 @@ impl Core {
                     dirty.committed_inline(&start.data);
                     unwanted.extend(dirty.abandon());
                 }
-                if complete
-                    && dirty.is_clean()
-                    && base.version() == after.data_version
-                    && is_intact(&start.data, &base.content, &saved.chunks)
-                    && let Stage::File(stage) = &dirty.stage
-                {
-                    if covers(&start.data, &base) && fill_holes(&start.data, stage.as_ref(), base.size()) {
-                        base = Base::with_local(base.attr, base.content, Arc::clone(stage));
-                        publish = Some((Arc::clone(stage), base.version()));
-                    } else if start.data.bytes() <= CARRY_MAX {
-                        carry = Some(Arc::clone(stage));
-                    }
+                if complete && base.version() == after.data_version {
+                    (base, publish, carry) = keep_local(dirty, base, &start.data, &saved.chunks);
                 }
             }
             inner.install(Arc::new(base));
@@ -281,7 +290,7 @@ impl Core {
     }
 
     /// Copies the written part of a file into its new hot copy; the rest is fetched when it is read.
-    fn carry(self: &Arc<Self>, stage: Arc<dyn LocalFile>, base: &Arc<Base>, data: IntervalSet) {
+    pub(crate) fn carry(self: &Arc<Self>, stage: Arc<dyn LocalFile>, base: &Arc<Base>, data: IntervalSet) {
         let (core, base) = (Arc::clone(self), Arc::clone(base));
         self.runtime.spawn_blocking(move || {
             let Some(local) = base.local(&core) else { return };
@@ -307,7 +316,9 @@ impl Core {
         bytes: Vec<u8>,
         saved: &mut Saved,
     ) -> Result<()> {
-        let attr = self.propose(file.ino, vec![Piece::Inline(bytes)], start.size, start.mtime).await?;
+        let attr = self
+            .propose(file.ino, vec![Piece::Inline(bytes)], start.size, start.mtime, Some(start.version))
+            .await?;
         saved.attr = Some(attr);
         saved.holes.clone_from(&start.holes);
         saved.inline = true;
@@ -349,7 +360,7 @@ impl Core {
                 }
             }
             let size = if done { start.size.max(end) } else { end };
-            saved.attr = Some(self.propose(file.ino, batch, size, start.mtime).await?);
+            saved.attr = Some(self.propose(file.ino, batch, size, start.mtime, None).await?);
             saved.pieces.extend(ids);
             saved.chunks.extend(chunks);
             saved.holes.extend_from_slice(now);
@@ -365,15 +376,16 @@ impl Core {
         pieces: Vec<Piece>,
         size: u64,
         mtime: Option<Timestamp>,
+        base: Option<u64>,
     ) -> Result<Attr> {
-        match self.commit(Op::Commit { ino, pieces, size, mtime }).await? {
+        match self.commit(Op::Commit { ino, pieces, size, mtime, base }).await? {
             Answer::Attr(attr) | Answer::Entry { attr, .. } => Ok(attr),
             _ => self.meta.read_stale().attr(ino),
         }
     }
 
     /// Puts what is not put yet, and waits for all of it. Answers every piece with its extents.
-    async fn put_rest(self: &Arc<Self>, file: &Arc<File>) -> Result<Put> {
+    pub(crate) async fn put_rest(self: &Arc<Self>, file: &Arc<File>) -> Result<Put> {
         let mut again = true;
         loop {
             let (jobs, wanted) = {
@@ -457,7 +469,7 @@ fn end_of(piece: &Piece) -> u64 {
 }
 
 /// Marks the moment from which writes count as later than the flush.
-fn begin(file: &File) -> Result<Option<Start>> {
+fn begin(file: &File, may_inline: bool) -> Result<Option<Start>> {
     let mut inner = file.inner.lock();
     let (base, mtime) = (Arc::clone(&inner.base), inner.mtime);
     let Some(dirty) = inner.dirty.as_mut().filter(|d| !d.is_clean()) else { return Ok(None) };
@@ -476,7 +488,7 @@ fn begin(file: &File) -> Result<Option<Start>> {
     kept.insert(0..size);
     kept.subtract(&dirty.data);
     kept.subtract(&dirty.holes);
-    if size <= INLINE_MAX as u64 && kept.iter().all(|r| !base.has_extents(&r)) {
+    if may_inline && size <= INLINE_MAX as u64 && kept.iter().all(|r| !base.has_extents(&r)) {
         let mut bytes = vec![0; size as usize];
         for r in kept.iter() {
             let end = r.end.min(base.content.inline.len() as u64).min(base.size());
@@ -492,6 +504,27 @@ fn begin(file: &File) -> Result<Option<Start>> {
     }
     dirty.since = Some(IntervalSet::default());
     Ok(Some(start))
+}
+
+/// What becomes of a staging file whose bytes are committed as the content `base`: it is the hot copy of it,
+/// or its part of it is carried into one.
+#[expect(clippy::type_complexity, reason = "two staging files, of which there is at most one")]
+pub(crate) fn keep_local(
+    dirty: &Dirty,
+    base: Base,
+    data: &IntervalSet,
+    chunks: &HashSet<ChunkId>,
+) -> (Base, Option<(Arc<dyn LocalFile>, u64)>, Option<Arc<dyn LocalFile>>) {
+    let Stage::File(stage) = &dirty.stage else { return (base, None, None) };
+    if !dirty.is_clean() || !is_intact(data, &base.content, chunks) {
+        return (base, None, None);
+    }
+    if covers(data, &base) && fill_holes(data, stage.as_ref(), base.size()) {
+        let base = Base::with_local(base.attr, base.content, Arc::clone(stage));
+        let version = base.version();
+        return (base, Some((Arc::clone(stage), version)), None);
+    }
+    (base, None, (data.bytes() <= CARRY_MAX).then(|| Arc::clone(stage)))
 }
 
 /// Whether the content has exactly these chunks where something was written: no one else wrote there between

@@ -5,6 +5,7 @@
 //! the runtime. A file that is open here is one [`file::File`], whoever opened it: committed content
 //! ([`base::Base`]) under bytes that were written and not yet committed ([`staging::Dirty`]).
 
+mod append;
 mod attr;
 mod base;
 mod changes;
@@ -14,12 +15,13 @@ mod known;
 mod locks;
 mod names;
 mod open;
+mod range;
 mod read;
 mod staging;
 mod table;
 mod write;
 
-use crate::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row, StatFs};
+use crate::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags};
 use hfcache_base::limits::FETCHES_IN_FLIGHT_MAX;
 use hfcache_base::meta::{Lock, LockKind, NewNode, Op, RenameMode, SetAttr};
 use hfcache_base::seam::{Chunks, Clock, Meta, Moment, View};
@@ -316,10 +318,10 @@ impl FileSystem for Fs {
         handle: u64,
         offset: u64,
         data: &[u8],
-        _cached: bool,
+        flags: WriteFlags,
         reply: Reply<u32>,
     ) {
-        self.core.write(ino, handle, offset, data, reply);
+        self.core.write(ino, handle, offset, data, flags.append, reply);
     }
 
     fn flush(&self, _: Caller, ino: InodeId, handle: u64, lock_owner: u64, reply: Reply<()>) {
@@ -347,9 +349,21 @@ impl FileSystem for Fs {
         self.core.fallocate(ino, handle, offset, len, mode, reply);
     }
 
+    fn seek(&self, _: Caller, ino: InodeId, handle: u64, offset: u64, data: bool, reply: Reply<u64>) {
+        self.core.seek(ino, handle, offset, data, reply);
+    }
+
+    fn copy(&self, _: Caller, from: Place, to: Place, len: u64, reply: Reply<u64>) {
+        self.core.copy(from, to, len, reply);
+    }
+
+    fn tmpfile(&self, caller: Caller, parent: InodeId, mode: u32, flags: u32, reply: Reply<(Entry, Opened)>) {
+        self.core.tmpfile(caller, parent, mode, flags, reply);
+    }
+
     fn opendir(&self, _: Caller, _: InodeId, reply: Reply<Opened>) {
         // Listings go on from stable cookies: an open directory has no state.
-        reply.ok(Opened { handle: 0, keep_cache: false, direct_io: false });
+        reply.ok(Opened::default());
     }
 
     fn readdir(

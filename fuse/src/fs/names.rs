@@ -63,7 +63,28 @@ impl Core {
     /// LINK.
     pub(crate) fn link(self: &Arc<Self>, ino: InodeId, parent: InodeId, name: &[u8], reply: Reply<Entry>) {
         let op = Op::Link { ino, parent, name: name.to_vec() };
-        self.change_entry(name, op, reply);
+        let nameless = self.table.file(ino).filter(|f| f.orphaned.load(Ordering::SeqCst));
+        let Some(file) = nameless else { return self.change_entry(name, op, reply) };
+        if let Err(e) = self.writable().and_then(|()| good_name(name)) {
+            return reply.fail(e.kind());
+        }
+        // Made without a name (O_TMPFILE): whoever finds the new one finds the bytes too.
+        let core = Arc::clone(self);
+        self.answer_long(reply, async move {
+            core.save(&file).await?;
+            let attr = match core.commit(op).await? {
+                Answer::Attr(attr) | Answer::Entry { attr, .. } => attr,
+                _ => core.meta.read_stale().attr(ino)?,
+            };
+            file.orphaned.store(false, Ordering::SeqCst);
+            file.held.store(false, Ordering::SeqCst);
+            if core.meta.read_stale().attr(ino).is_ok_and(|now| now.nlink == 0) {
+                // Unlinked again meanwhile, which nobody heard who thought it nameless.
+                file.orphaned.store(true, Ordering::SeqCst);
+                core.hold_orphan(ino);
+            }
+            Ok(core.entry_after(attr))
+        });
     }
 
     fn change_entry(self: &Arc<Self>, name: &[u8], op: Op, reply: Reply<Entry>) {

@@ -72,8 +72,11 @@ impl Core {
     fn opened(&self, file: Arc<File>, flags: u32) -> Opened {
         let version = file.inner.lock().base.version();
         let keep_cache = self.table.pages_opened(file.ino, version);
-        let handle = self.table.add_handle(file, flags);
-        Opened { handle, keep_cache, direct_io: false }
+        // Appended bytes may land elsewhere than the kernel believes, so it shall not keep them there.
+        let append = flags as i32 & libc::O_APPEND != 0;
+        let direct_io = append && self.notify.get().is_some_and(|n| n.direct_is_coherent());
+        let handle = self.table.add_handle(file, flags, direct_io);
+        Opened { handle, keep_cache, direct_io, no_flush: false }
     }
 
     async fn finish_open(self: &Arc<Self>, file: Arc<File>, flags: u32, truncate: bool) -> Result<Opened> {
@@ -140,6 +143,34 @@ impl Core {
                 let file = core.view(|view, lease| core.attach(view, attr.ino, lease.seen)).await?;
                 core.finish_open(file, flags, flags as i32 & libc::O_TRUNC != 0).await?
             };
+            Ok((core.entry_after(attr), opened))
+        });
+    }
+
+    /// TMPFILE.
+    pub(crate) fn tmpfile(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: InodeId,
+        mode: u32,
+        flags: u32,
+        reply: Reply<(Entry, Opened)>,
+    ) {
+        if self.read_only {
+            return reply.fail(Kind::ReadOnly);
+        }
+        let nameless = flags as i32 & libc::O_EXCL != 0;
+        let op = Op::CreateNameless { parent, mode, umask: 0, uid: caller.uid, gid: caller.gid, nameless };
+        let core = Arc::clone(self);
+        self.answer(reply, async move {
+            let Answer::Entry { attr, .. } = core.commit(op).await? else {
+                return Err(Error::new(Kind::Internal, "create answered without an entry"));
+            };
+            let base = Arc::new(Base::new(attr.clone(), Default::default()));
+            let file = core.attach_base(base, true, core.known.seen())?;
+            // The state noted that this node has it open when it made it.
+            file.held.store(true, Ordering::SeqCst);
+            let opened = core.opened(file, flags);
             Ok((core.entry_after(attr), opened))
         });
     }

@@ -2,7 +2,7 @@
 
 use super::base::{Loose, zeros};
 use super::file::File;
-use super::staging::Stage;
+use super::staging::{Dirty, Stage};
 use super::table::Handle;
 use super::{Core, FETCH_DEADLINE, RETRY_FIRST, RETRY_MAX};
 use crate::ops::{Data, Reply};
@@ -89,6 +89,9 @@ impl Plan {
         let Some(dirty) = inner.dirty.as_ref().filter(|d| !d.is_clean()) else {
             return Self { base, parts: vec![Part::Base(all)] };
         };
+        if dirty.append.is_some() {
+            return Self { parts: appended(dirty, base.size(), all), base };
+        }
         let mut parts = Vec::new();
         let committed = |range: Range<u64>, parts: &mut Vec<Part>| {
             let mut at = range.start;
@@ -106,13 +109,8 @@ impl Plan {
         let mut at = all.start;
         for written in dirty.data.within(&all) {
             committed(at..written.start, &mut parts);
-            // A copy of what lies in memory, as it may change under a slow read.
-            let stage = match &dirty.stage {
-                Stage::Memory(bytes) => Stage::Memory(bytes[..written.end as usize].to_vec()),
-                Stage::File(file) => Stage::File(Arc::clone(file)),
-            };
             at = written.end;
-            parts.push(Part::Stage(stage, written));
+            parts.push(staged(dirty, written));
         }
         committed(at..all.end, &mut parts);
         Self { base, parts }
@@ -161,6 +159,30 @@ impl Plan {
         });
         futures::future::try_join_all(fetches).await
     }
+}
+
+/// Bytes that were written here.
+fn staged(dirty: &Dirty, range: Range<u64>) -> Part {
+    // A copy of what lies in memory, as it may change under a slow read.
+    let stage = match &dirty.stage {
+        Stage::Memory(bytes) => Stage::Memory(bytes[..range.end as usize].to_vec()),
+        Stage::File(file) => Stage::File(Arc::clone(file)),
+    };
+    Part::Stage(stage, range)
+}
+
+/// The parts of a read of a file whose uncommitted bytes follow the committed ones, whose end is at `size`.
+fn appended(dirty: &Dirty, size: u64, all: Range<u64>) -> Vec<Part> {
+    let mut parts = Vec::new();
+    if all.start < size {
+        parts.push(Part::Base(all.start..all.end.min(size)));
+    }
+    let start = dirty.data.iter().next().map_or(0, |run| run.start);
+    let written = all.start.max(size)..all.end;
+    if !written.is_empty() {
+        parts.push(staged(dirty, start + (written.start - size)..start + (written.end - size)));
+    }
+    parts
 }
 
 fn local(file: &Arc<dyn hfcache_base::seam::LocalFile>, range: &Range<u64>) -> Data {

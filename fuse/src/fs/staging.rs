@@ -1,6 +1,7 @@
 //! Bytes that were written here and are not committed yet: where they lie, and which of them are already
 //! on the shard holders.
 
+use super::append::Append;
 use hfcache_base::interval::IntervalSet;
 use hfcache_base::limits::{CHUNK_TARGET, COMMIT_PIECES_MAX, INLINE_MAX};
 use hfcache_base::meta::ChunkRef;
@@ -81,6 +82,8 @@ pub(crate) struct Dirty {
     pub(crate) eager: bool,
     /// The file is at least this long.
     pub(crate) end: u64,
+    /// Set if all of it belongs to the end of the file, wherever that is when it is committed.
+    pub(crate) append: Option<Append>,
 }
 
 /// Numbers of pieces. Never used twice, so that a late put finds its own piece or none.
@@ -101,12 +104,18 @@ impl Dirty {
             putting: 0,
             eager: true,
             end: 0,
+            append: None,
         }
     }
 
     /// Whether all is committed.
     pub(crate) fn is_clean(&self) -> bool {
         self.data.is_empty() && self.holes.is_empty()
+    }
+
+    /// Whether nothing depends on where its bytes are.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.is_clean() && self.pieces.is_empty() && self.since.is_none()
     }
 
     /// Takes bytes in. Returns chunks that are no longer wanted.
@@ -301,6 +310,18 @@ impl Dirty {
                 self.holes.remove(clean);
             }
         }
+    }
+
+    /// The first `pieces` of an appended run, up to `end`, are committed.
+    pub(crate) fn appended(&mut self, pieces: &[u64], end: u64) {
+        for id in pieces {
+            if let Some(piece) = self.pieces.remove(id) {
+                for r in piece.ranges {
+                    self.owned.remove(&r.start);
+                }
+            }
+        }
+        self.data.remove(0..end);
     }
 
     /// These bytes are committed in the inode: what was not written since is clean.

@@ -20,6 +20,8 @@ pub(crate) struct Handle {
     pub(crate) file: Arc<File>,
     /// Opened for writing.
     pub(crate) write: bool,
+    /// Its bytes go past the page cache.
+    pub(crate) direct: bool,
     /// How it is read.
     pub(crate) readahead: Mutex<Readahead>,
 }
@@ -70,7 +72,9 @@ impl Table {
         open.handles += 1;
         let file = Arc::clone(&open.file);
         drop(files);
-        file.inner.lock().install(base);
+        if !file.inner.lock().install(base) {
+            file.stale.store(true, Ordering::SeqCst);
+        }
         Ok(file)
     }
 
@@ -92,11 +96,12 @@ impl Table {
     }
 
     /// A handle for a file that was [`Table::open`]ed.
-    pub(crate) fn add_handle(&self, file: Arc<File>, flags: u32) -> u64 {
+    pub(crate) fn add_handle(&self, file: Arc<File>, flags: u32, direct: bool) -> u64 {
         let mode = flags as i32 & libc::O_ACCMODE;
         let handle = Handle {
             file,
             write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
+            direct,
             readahead: Mutex::default(),
         };
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;

@@ -7,13 +7,20 @@ use super::{Core, FETCH_DEADLINE, RETRY_FIRST, RETRY_MAX, logged};
 use crate::ops::Reply;
 use bytes::Bytes;
 use hfcache_base::limits::{FILE_SIZE_MAX, WRITER_CHUNKS_IN_FLIGHT};
-use hfcache_base::meta::{ChunkRef, SetAttr};
+use hfcache_base::meta::ChunkRef;
 use hfcache_base::{ChunkId, Error, InodeId, Kind, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// A writer waits when so many windows wait behind those that are being put.
 const QUEUED_MAX: usize = 2;
+
+/// What a write asks for.
+struct Wanted {
+    offset: u64,
+    append: bool,
+    direct: bool,
+}
 
 /// What a task needs to put one piece.
 pub(crate) struct PutJob {
@@ -57,10 +64,11 @@ impl Core {
         handle: u64,
         offset: u64,
         data: &[u8],
+        append: bool,
         reply: Reply<u32>,
     ) {
-        let file = match self.table.handle(ino, handle) {
-            Ok(handle) if handle.write => Arc::clone(&handle.file),
+        let handle = match self.table.handle(ino, handle) {
+            Ok(handle) if handle.write => handle,
             Ok(_) => return reply.fail(Kind::BadHandle),
             Err(kind) => return reply.fail(kind),
         };
@@ -71,27 +79,73 @@ impl Core {
         if self.is_fenced() {
             return reply.fail(Kind::Fenced);
         }
-        if offset.checked_add(len).is_none_or(|end| end > FILE_SIZE_MAX) {
+        if !append && offset.checked_add(len).is_none_or(|end| end > FILE_SIZE_MAX) {
             return reply.fail(Kind::TooLarge);
         }
         if data.is_empty() {
             return reply.ok(0);
         }
+        let wanted = Wanted { offset, append, direct: handle.direct };
+        let file = Arc::clone(&handle.file);
+        let Some(reply) = self.take(&file, &wanted, data, reply) else { return };
+        // Bytes with a place and bytes for the end, which has none yet, are never dirty at the same time.
+        let (core, data, mut reply) = (Arc::clone(self), data.to_vec(), reply);
+        self.runtime.spawn(async move {
+            loop {
+                if let Err(e) = core.save(&file).await {
+                    return reply.send(Err(logged(&e)));
+                }
+                match core.take(&file, &wanted, &data, reply) {
+                    Some(again) => reply = again,
+                    None => return,
+                }
+            }
+        });
+    }
+
+    /// Takes bytes in, and answers. Gives the reply back if other bytes have to be saved first.
+    fn take(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        wanted: &Wanted,
+        data: &[u8],
+        reply: Reply<u32>,
+    ) -> Option<Reply<u32>> {
+        let (ino, len) = (file.ino, data.len() as u64);
         let mut inner = file.inner.lock();
+        if inner.is_dirty_otherwise(wanted.append) {
+            return Some(reply);
+        }
         if inner.error == Some(Kind::NoSpace) {
             // A full cluster is told to the writer as soon as it is known.
             inner.error = None;
-            return reply.fail(Kind::NoSpace);
+            reply.fail(Kind::NoSpace);
+            return None;
         }
+        let (offset, reply) = if wanted.append {
+            let end = inner.size();
+            if end + len > FILE_SIZE_MAX {
+                reply.fail(Kind::TooLarge);
+                return None;
+            }
+            let elsewhere = end != wanted.offset;
+            (inner.append_at(), if elsewhere { self.tell_moved(ino, wanted.direct, reply) } else { reply })
+        } else {
+            (wanted.offset, reply)
+        };
         let dirty = inner.dirty.get_or_insert_with(Dirty::new);
         let unwanted = match dirty.write(self.chunks.as_ref(), offset, data) {
             Ok(unwanted) => unwanted,
             Err(e) => {
                 drop(inner);
                 tracing::warn!(ino = %ino, error = %e, "write staging file");
-                return reply.send(Err(logged(&e)));
+                reply.send(Err(logged(&e)));
+                return None;
             }
         };
+        if wanted.append {
+            dirty.append.get_or_insert_default();
+        }
         inner.mtime = Some(self.clock.wall());
         let jobs = inner.pump();
         let answer = if inner.writer_must_wait() {
@@ -105,7 +159,23 @@ impl Core {
             reply.ok(len as u32);
         }
         self.forget(unwanted);
-        self.put_all(&file, jobs);
+        self.put_all(file, jobs);
+        None
+    }
+
+    /// A reply to bytes that landed elsewhere than the kernel believes: the pages it has are wrong.
+    fn tell_moved(self: &Arc<Self>, ino: InodeId, direct: bool, reply: Reply<u32>) -> Reply<u32> {
+        let core = Arc::clone(self);
+        Reply::new(move |result| {
+            if direct {
+                core.stale.pages_of(ino);
+                core.stale.after_pending(Reply::new(move |_| reply.send(result)));
+            } else {
+                // The writer holds locks of pages until it is answered, for which the notice waits.
+                reply.send(result);
+                core.stale.pages_of(ino);
+            }
+        })
     }
 
     /// Chunks that will never be part of a file.
@@ -206,64 +276,5 @@ impl Core {
         self.forget(unwanted);
         self.put_all(file, jobs);
         file.progress.notify_waiters();
-    }
-
-    /// FALLOCATE.
-    pub(crate) fn fallocate(
-        self: &Arc<Self>,
-        ino: InodeId,
-        handle: u64,
-        offset: u64,
-        len: u64,
-        mode: u32,
-        reply: Reply<()>,
-    ) {
-        let file = match self.table.handle(ino, handle) {
-            Ok(handle) if handle.write => Arc::clone(&handle.file),
-            Ok(_) => return reply.fail(Kind::BadHandle),
-            Err(kind) => return reply.fail(kind),
-        };
-        if self.read_only {
-            return reply.fail(Kind::ReadOnly);
-        }
-        if len == 0 {
-            return reply.fail(Kind::Invalid);
-        }
-        let Some(end) = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX) else {
-            return reply.fail(Kind::TooLarge);
-        };
-        let keep = mode & libc::FALLOC_FL_KEEP_SIZE as u32 != 0;
-        let rest = mode & !(libc::FALLOC_FL_KEEP_SIZE as u32);
-        let zero = match rest as i32 {
-            0 => false,
-            libc::FALLOC_FL_PUNCH_HOLE if keep => true,
-            libc::FALLOC_FL_ZERO_RANGE => true,
-            _ => return reply.fail(Kind::NotSupported),
-        };
-        let core = Arc::clone(self);
-        self.answer(reply, async move {
-            if !keep && end > file.inner.lock().size() {
-                // Room is promised by no one: bytes are placed when they are written.
-                core.set_attr(ino, SetAttr { size: Some(end), ..SetAttr::default() }).await?;
-            }
-            if zero {
-                core.punch(&file, offset..end);
-            }
-            Ok(())
-        });
-    }
-
-    fn punch(&self, file: &File, range: Range<u64>) {
-        let mut inner = file.inner.lock();
-        let size = inner.size();
-        let range = range.start..range.end.min(size).max(range.start);
-        if range.is_empty() {
-            return;
-        }
-        let dirty = inner.dirty.get_or_insert_with(Dirty::new);
-        let unwanted = dirty.punch(range);
-        inner.mtime = Some(self.clock.wall());
-        drop(inner);
-        self.forget(unwanted);
     }
 }

@@ -60,7 +60,11 @@ pub mod op {
     pub const FALLOCATE: u32 = 43;
     pub const READDIRPLUS: u32 = 44;
     pub const RENAME2: u32 = 45;
+    pub const LSEEK: u32 = 46;
+    pub const COPY_FILE_RANGE: u32 = 47;
     pub const SYNCFS: u32 = 50;
+    pub const TMPFILE: u32 = 51;
+    pub const COPY_FILE_RANGE_64: u32 = 53;
 }
 
 /// What INIT agrees on. Bits from 32 up travel in `flags2`.
@@ -103,6 +107,7 @@ pub mod flag {
     pub const GETATTR_FH: u32 = 1 << 0;
     pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
     pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+    pub const FOPEN_NOFLUSH: u32 = 1 << 5;
     pub const WRITE_CACHE: u32 = 1 << 0;
     pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
     pub const LK_FLOCK: u32 = 1 << 0;

@@ -3,7 +3,7 @@
 use super::reply;
 use super::request::{Header, Request};
 use super::session::Channel;
-use crate::ops::{Caller, Entry, Opened, Reply};
+use crate::ops::{Caller, Entry, Opened, Place, Reply};
 use hfcache_base::limits::FUSE_IO_MAX;
 use std::sync::Arc;
 
@@ -27,6 +27,13 @@ impl To<'_> {
     fn opened(&self) -> Reply<Opened> {
         let unique = self.unique;
         self.channel.reply(unique, move |to, opened| to.answer(unique, &[reply::opened(&opened).as_slice()]))
+    }
+
+    fn created(&self) -> Reply<(Entry, Opened)> {
+        let unique = self.unique;
+        self.channel.reply(unique, move |to, (entry, opened): (Entry, Opened)| {
+            to.answer(unique, &[reply::created(&entry, &opened).as_slice()]);
+        })
     }
 
     fn done(&self) -> Reply<()> {
@@ -62,25 +69,34 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
         Request::Link { ino: linked, name } => fs.link(caller, linked, ino, name, to.entry()),
         Request::Open { flags } => fs.open(caller, ino, flags, to.opened()),
         Request::Create { name, mode, flags } => {
-            let reply = channel.reply(unique, move |to, (entry, opened): (Entry, Opened)| {
-                to.answer(unique, &[reply::created(&entry, &opened).as_slice()]);
-            });
-            fs.create(caller, ino, name, mode, flags, reply);
+            fs.create(caller, ino, name, mode, flags, to.created());
         }
+        Request::Tmpfile { mode, flags } => fs.tmpfile(caller, ino, mode, flags, to.created()),
         Request::Read { handle, offset, size } => {
             let reply = channel.reply(unique, move |to, data| to.data(unique, size, data));
             fs.read(caller, ino, handle, offset, size, reply);
         }
-        Request::Write { handle, offset, cached, data } => {
+        Request::Write { handle, offset, flags, data } => {
             let reply =
                 channel.reply(unique, move |to, size| to.answer(unique, &[reply::written(size).as_slice()]));
-            fs.write(caller, ino, handle, offset, data, cached, reply);
+            fs.write(caller, ino, handle, offset, data, flags, reply);
         }
         Request::Flush { handle, lock_owner } => fs.flush(caller, ino, handle, lock_owner, to.done()),
         Request::Fsync { handle } => fs.fsync(caller, ino, handle, to.done()),
         Request::Release { handle, flock_owner } => fs.release(caller, ino, handle, flock_owner, to.done()),
         Request::Fallocate { handle, offset, len, mode } => {
             fs.fallocate(caller, ino, handle, offset, len, mode, to.done());
+        }
+        Request::Seek { handle, offset, data } => {
+            let reply = channel.reply(unique, move |to, at: u64| to.answer(unique, &[&at.to_ne_bytes()]));
+            fs.seek(caller, ino, handle, offset, data, reply);
+        }
+        Request::Copy { handle, offset, to: target, len, wide } => {
+            let len = if wide { len } else { len.min(u64::from(u32::MAX)) };
+            let reply = channel.reply(unique, move |to, copied: u64| {
+                to.answer(unique, &[reply::copied(copied, wide).as_slice()]);
+            });
+            fs.copy(caller, Place { ino, handle, offset }, target, len, reply);
         }
         Request::Opendir => fs.opendir(caller, ino, to.opened()),
         Request::Readdir { handle, cookie, size, plus } => {

@@ -135,7 +135,7 @@ impl Mount {
                 }
             }
         }
-        let notifier = Arc::new(Notifier::new(device));
+        let notifier = Arc::new(Notifier::new(device, agreed));
         info!(
             point = %point.display(),
             protocol = agreed.kernel_minor,

@@ -22,8 +22,9 @@
 //! if the inode is the same. `FUSE_NOTIFY_INVAL_ENTRY` is no way out here: it takes the lock of the
 //! directory, which a `create` that waits for the cluster holds.
 
-use super::abi::{Small, notice};
+use super::abi::{Small, cap, notice};
 use super::device::Device;
+use super::init::Agreed;
 use crate::ops::Notify;
 use hfcache_base::InodeId;
 use rustix::io::Errno;
@@ -34,15 +35,18 @@ use tracing::{debug, warn};
 pub(super) struct Notifier {
     device: Arc<Device>,
     epochs: bool,
+    direct: bool,
 }
 
 impl Notifier {
     /// A notifier on this device, which has agreed with the kernel already.
-    pub(super) fn new(device: Arc<Device>) -> Self {
+    pub(super) fn new(device: Arc<Device>, agreed: Agreed) -> Self {
         // A kernel without it says EINVAL. To ask is better than to compare versions: distributions carry
         // features back. Nothing has been looked up yet, so that it costs nothing.
         let epochs = device.notice(notice::INC_EPOCH, &[]).is_ok();
-        Self { device, epochs }
+        // The kernels that can map such files (Linux 6.6) drop the pages that were written past.
+        let direct = agreed.flags & cap::DIRECT_IO_ALLOW_MMAP != 0;
+        Self { device, epochs, direct }
     }
 
     fn inval_inode(&self, ino: InodeId, offset: i64) {
@@ -85,5 +89,9 @@ impl Notify for Notifier {
 
     fn can_expire_names(&self) -> bool {
         self.epochs
+    }
+
+    fn direct_is_coherent(&self) -> bool {
+        self.direct
     }
 }

@@ -51,6 +51,9 @@ fn opened_into(out: &mut Small, opened: &Opened) {
     if opened.direct_io {
         flags |= flag::FOPEN_DIRECT_IO;
     }
+    if opened.no_flush {
+        flags |= flag::FOPEN_NOFLUSH;
+    }
     out.u64(opened.handle);
     out.u32(flags);
     out.u32(0);
@@ -93,6 +96,16 @@ pub(super) fn written(size: u32) -> Small {
     let mut out = Small::default();
     out.u32(size);
     out.u32(0);
+    out
+}
+
+/// For COPY_FILE_RANGE: how much was copied, in 64 bits or as for a WRITE.
+pub(super) fn copied(len: u64, wide: bool) -> Small {
+    if !wide {
+        return written(u32::try_from(len).unwrap_or(u32::MAX));
+    }
+    let mut out = Small::default();
+    out.u64(len);
     out
 }
 
@@ -184,7 +197,7 @@ mod tests {
 
     #[test]
     fn answers_have_the_kernels_sizes() {
-        let open = Opened { handle: 1, keep_cache: true, direct_io: false };
+        let open = Opened { handle: 1, keep_cache: true, ..Opened::default() };
         assert_eq!(entry(&sample()).as_slice().len(), ENTRY);
         assert_eq!(attr(&sample()).as_slice().len(), 104);
         assert_eq!(opened(&open).as_slice().len(), 16);

@@ -2,6 +2,7 @@
 //! [`Malformed`] goes wrong.
 
 use super::abi::{IN_HEADER, Malformed, OFFSET_MAX, Reader, fattr, flag, join_time, op};
+use crate::ops::{Place, WriteFlags};
 use hfcache_base::InodeId;
 use hfcache_base::meta::{FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime};
 
@@ -105,7 +106,7 @@ pub enum Request<'a> {
     Write {
         handle: u64,
         offset: u64,
-        cached: bool,
+        flags: WriteFlags,
         data: &'a [u8],
     },
     Flush {
@@ -124,6 +125,24 @@ pub enum Request<'a> {
         offset: u64,
         len: u64,
         mode: u32,
+    },
+    /// `data`: where data is, else where a hole is.
+    Seek {
+        handle: u64,
+        offset: u64,
+        data: bool,
+    },
+    /// `wide`: the answer has 64 bits.
+    Copy {
+        handle: u64,
+        offset: u64,
+        to: Place,
+        len: u64,
+        wide: bool,
+    },
+    Tmpfile {
+        mode: u32,
+        flags: u32,
     },
     Opendir,
     Readdir {
@@ -242,6 +261,20 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
             len: body.u64()?,
             mode: body.u32()?,
         },
+        op::LSEEK => {
+            let (handle, offset) = (body.u64()?, body.u64()?);
+            match i32::try_from(body.u32()?) {
+                Ok(libc::SEEK_DATA) => Request::Seek { handle, offset, data: true },
+                Ok(libc::SEEK_HOLE) => Request::Seek { handle, offset, data: false },
+                _ => Request::Refused(libc::EINVAL),
+            }
+        }
+        op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => copy(body, header.opcode == op::COPY_FILE_RANGE_64)?,
+        op::TMPFILE => {
+            // What stands for the name is none.
+            let flags = body.u32()?;
+            Request::Tmpfile { flags, mode: body.u32()? & 0o7777 }
+        }
         op::OPENDIR => Request::Opendir,
         op::READDIR | op::READDIRPLUS => Request::Readdir {
             handle: body.u64()?,
@@ -266,8 +299,7 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         op::NOTIFY_REPLY => Request::Silent,
         op::IOCTL => Request::Refused(libc::ENOTTY),
         // ENOSYS once makes the kernel stop asking and take its own way: xattrs are not supported, access
-        // is decided by the mode bits, LSEEK knows no holes, POLL is always ready, COPY_FILE_RANGE is a
-        // read and a write, STATX is a GETATTR, O_TMPFILE is EOPNOTSUPP.
+        // is decided by the mode bits, POLL is always ready, STATX is a GETATTR.
         _ => Request::Refused(libc::ENOSYS),
     })
 }
@@ -353,10 +385,23 @@ fn write<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
     let offset = body.u64()?;
     let size = usize::try_from(body.u32()?).map_err(|_| Malformed)?;
     let cached = body.u32()? & flag::WRITE_CACHE != 0;
-    // Lock owner, open flags, padding.
-    body.u64()?;
-    body.u64()?;
-    Ok(Request::Write { handle, offset, cached, data: body.bytes(size)? })
+    let _lock_owner = body.u64()?;
+    // As the descriptor has it at this moment: it may be changed by fcntl.
+    let append = body.u32()? & libc::O_APPEND as u32 != 0 && !cached;
+    body.u32()?;
+    let flags = WriteFlags { cached, append };
+    Ok(Request::Write { handle, offset, flags, data: body.bytes(size)? })
+}
+
+fn copy<'a>(body: &mut Reader<'a>, wide: bool) -> Result<Request<'a>, Malformed> {
+    let (handle, offset) = (body.u64()?, body.u64()?);
+    let to = Place { ino: InodeId(body.u64()?), handle: body.u64()?, offset: body.u64()? };
+    let len = body.u64()?;
+    // No flags are known.
+    match body.u64()? {
+        0 => Ok(Request::Copy { handle, offset, to, len, wide }),
+        _ => Ok(Request::Refused(libc::EINVAL)),
+    }
 }
 
 /// A lock and its type.

@@ -16,7 +16,7 @@ use hfcache_base::InodeId;
 use hfcache_base::meta::{Attr, Lock, LockKind, NewNode, RenameMode, SetAttr, Timestamp};
 use hfcache_base::seam::{Clock, Moment};
 use hfcache_fuse::fs::{Fs, FsOptions};
-use hfcache_fuse::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row};
+use hfcache_fuse::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row, WriteFlags};
 use meta::{Cluster, NodeMeta};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -70,6 +70,10 @@ impl Notify for Told {
 
     fn can_expire_names(&self) -> bool {
         self.can_expire_names.load(Ordering::SeqCst)
+    }
+
+    fn direct_is_coherent(&self) -> bool {
+        true
     }
 }
 
@@ -177,7 +181,7 @@ impl Node {
     }
 
     pub async fn write(&self, ino: InodeId, handle: u64, offset: u64, data: &[u8]) -> Answer<u32> {
-        ask(|r| self.fs.write(self.caller(), ino, handle, offset, data, false, r)).await
+        ask(|r| self.fs.write(self.caller(), ino, handle, offset, data, WriteFlags::default(), r)).await
     }
 
     pub async fn write_all(&self, ino: InodeId, handle: u64, data: &[u8]) {

@@ -197,7 +197,7 @@ impl State {
                 Reply::Done
             }
             Op::SetAttr { ino, set } => Reply::Attr(self.set_attr(ino, set, now, &mut changes)?),
-            Op::Commit { ino, pieces, size, mtime } => {
+            Op::Commit { ino, pieces, size, mtime, base: _ } => {
                 Reply::Attr(self.commit(ino, pieces, size, mtime, now, &mut changes)?)
             }
             Op::Hold { ino, hold } => {
@@ -213,7 +213,7 @@ impl State {
                 self.reap(&mut changes);
                 Reply::Done
             }
-            other => panic!("not used by the mount: {other:?}"),
+            _ => return Err(Kind::NotSupported.into()),
         };
         Ok((reply, changes))
     }

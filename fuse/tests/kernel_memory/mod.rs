@@ -8,7 +8,9 @@ mod world;
 use bytes::Bytes;
 use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime, Timestamp};
 use hfcache_base::{InodeId, Kind, Result};
-use hfcache_fuse::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row, StatFs};
+use hfcache_fuse::ops::{
+    Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags,
+};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -408,7 +410,7 @@ impl FileSystem for Memory {
     ) {
         self.with(reply, |tree| {
             let ino = tree.make(caller, parent, name, NewNode::File, mode)?;
-            let opened = Opened { handle: ino.0, keep_cache: false, direct_io: false };
+            let opened = Opened { handle: ino.0, ..Opened::default() };
             Ok((self.entry(tree, ino)?, opened))
         });
     }
@@ -418,7 +420,7 @@ impl FileSystem for Memory {
             if flags & libc::O_TRUNC as u32 != 0 {
                 tree.resize(ino, 0)?;
             }
-            Ok(Opened { handle: ino.0, keep_cache: true, direct_io: false })
+            Ok(Opened { handle: ino.0, keep_cache: true, ..Opened::default() })
         });
     }
 
@@ -443,7 +445,16 @@ impl FileSystem for Memory {
         });
     }
 
-    fn write(&self, _: Caller, ino: InodeId, _: u64, offset: u64, data: &[u8], _: bool, reply: Reply<u32>) {
+    fn write(
+        &self,
+        _: Caller,
+        ino: InodeId,
+        _: u64,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        reply: Reply<u32>,
+    ) {
         self.with(reply, |tree| {
             let end = offset as usize + data.len();
             let node = tree.node(ino)?;
@@ -493,8 +504,20 @@ impl FileSystem for Memory {
         });
     }
 
+    fn seek(&self, _: Caller, _: InodeId, _: u64, _: u64, _: bool, reply: Reply<u64>) {
+        reply.fail(Kind::NotSupported);
+    }
+
+    fn copy(&self, _: Caller, _: Place, _: Place, _: u64, reply: Reply<u64>) {
+        reply.fail(Kind::NotSupported);
+    }
+
+    fn tmpfile(&self, _: Caller, _: InodeId, _: u32, _: u32, reply: Reply<(Entry, Opened)>) {
+        reply.fail(Kind::NotSupported);
+    }
+
     fn opendir(&self, _: Caller, ino: InodeId, reply: Reply<Opened>) {
-        reply.ok(Opened { handle: ino.0, keep_cache: false, direct_io: false });
+        reply.ok(Opened { handle: ino.0, ..Opened::default() });
     }
 
     fn readdir(

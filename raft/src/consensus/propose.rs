@@ -243,7 +243,7 @@ pub struct ProposalQueue(mpsc::Receiver<Proposal>);
 /// About how many bytes an operation has in the log.
 fn weight(op: &Op) -> usize {
     let inside = match op {
-        Op::Commit { pieces, .. } => pieces
+        Op::Commit { pieces, .. } | Op::Append { pieces, .. } => pieces
             .iter()
             .map(|piece| match piece {
                 Piece::Inline(bytes) => bytes.len(),
@@ -251,6 +251,7 @@ fn weight(op: &Op) -> usize {
             })
             .sum(),
         Op::RaiseParity { chunks, .. } => chunks.len() * 9,
+        Op::Touch(reads) => reads.len() * 18,
         Op::CloseSessions(sessions) => sessions.len() * 9,
         Op::ReturnDelegation { held, .. } => held.len() * 40,
         Op::SetXattr { name, value, .. } => name.len() + value.len(),

@@ -5,7 +5,8 @@ use super::machine::{Machine, Step};
 use super::record::{Body, ChunkRecord, ExtentRecord, Inode, batch_of, decode};
 use crate::kv::{Read as _, Table};
 use hfcache_base::limits::{
-    CHUNK_ID_BATCH, CHUNK_MAX, COMMIT_PIECES_MAX, FILE_SIZE_MAX, INLINE_MAX, PARTITION_WIDTH_MAX,
+    CHUNK_ID_BATCH, CHUNK_MAX, CLONE_EXTENTS_MAX, COMMIT_PIECES_MAX, FILE_SIZE_MAX, INLINE_MAX,
+    PARTITION_WIDTH_MAX, TOUCH_MAX,
 };
 use hfcache_base::meta::{Change, ChunkRef, Extent, FileKind, Piece, Reply, SetAttr, SetTime, Timestamp};
 use hfcache_base::{ChunkId, InodeId, Kind, Result, Scheme};
@@ -16,6 +17,15 @@ use std::ops::Range;
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
 const GROUP_EXEC: u32 = 0o010;
+
+/// What a `Commit` or an `Append` asks for.
+pub(crate) struct Commit<'a> {
+    pub pieces: &'a [Piece],
+    /// Of the file; for an append, how many bytes.
+    pub size: u64,
+    pub mtime: Option<Timestamp>,
+    pub base: Option<u64>,
+}
 
 /// Extents that a command adds (with their chunk) or takes away, by chunk.
 #[derive(Default)]
@@ -97,45 +107,183 @@ impl Machine<'_> {
         Ok(Reply::Attr(inode.attr))
     }
 
-    pub fn commit(&mut self, ino: InodeId, pieces: &[Piece], size: u64, mtime: Option<Timestamp>) -> Step {
-        let mut inode = self.inode(ino)?.ok_or(Kind::Stale)?;
+    /// A file, to change its bytes.
+    pub fn file(&self, ino: InodeId) -> Step<Inode> {
+        let inode = self.inode(ino)?.ok_or(Kind::Stale)?;
         match inode.attr.kind {
-            FileKind::File => {}
-            FileKind::Directory => return Err(Kind::IsDirectory.into()),
-            _ => return Err(Kind::Invalid.into()),
+            FileKind::File => Ok(inode),
+            FileKind::Directory => Err(Kind::IsDirectory.into()),
+            _ => Err(Kind::Invalid.into()),
         }
-        let end = check_pieces(pieces, size)?;
-        let mut delta = Delta { fresh: self.check_chunks(pieces)?, ..Delta::default() };
+    }
+
+    pub fn commit(&mut self, ino: InodeId, ask: &Commit<'_>) -> Step {
+        let mut inode = self.file(ino)?;
+        let end = check_pieces(ask.pieces, ask.size)?;
+        let fresh = self.check_chunks(ask.pieces)?;
+        if ask.base.is_some_and(|version| version != inode.attr.data_version) {
+            return Err(Kind::Changed.into());
+        }
+        let mut delta = Delta { fresh, ..Delta::default() };
+        self.lay(&mut inode, ask.pieces, 0, &mut delta)?;
+        self.settle(delta)?;
+        let inline = matches!(ask.pieces, [Piece::Inline(_)]);
+        let new_size = if inline { ask.size } else { inode.attr.size.max(end) };
+        let data = !ask.pieces.is_empty() || new_size != inode.attr.size;
+        self.written(&mut inode, new_size, ask.mtime, data)
+    }
+
+    pub fn append(&mut self, ino: InodeId, token: ChunkId, ask: &Commit<'_>) -> Step {
+        let mut inode = self.file(ino)?;
+        let start = inode.attr.size;
+        let len = ask.size;
+        if len == 0 || check_pieces(ask.pieces, len)? != len {
+            return Err(Kind::Invalid.into());
+        }
+        let end = start.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Kind::TooLarge)?;
+        let fresh = self.check_chunks(ask.pieces)?;
+        match batch_of(&*self.txn, token)? {
+            Some((last, batch)) if batch.session == self.session => {
+                if batch.is_used(last, token) != Some(false) {
+                    return Err(Kind::Exists.into());
+                }
+            }
+            _ => return Err(Kind::Stale.into()),
+        }
+        let mut delta = Delta { fresh, ..Delta::default() };
+        if let [Piece::Inline(bytes)] = ask.pieces {
+            if bytes.len() as u64 != len {
+                return Err(Kind::Invalid.into());
+            }
+            if end > INLINE_MAX as u64 || !self.extents_over(ino, &(0..u64::MAX), 1)?.is_empty() {
+                return Err(Kind::Changed.into());
+            }
+            self.spend(token)?;
+            self.put_inline(&mut inode, start, bytes);
+        } else {
+            self.spend(token)?;
+            self.lay(&mut inode, ask.pieces, start, &mut delta)?;
+        }
+        self.settle(delta)?;
+        self.written(&mut inode, end, ask.mtime, true)
+    }
+
+    /// Puts pieces into a file, `shift` bytes further than they say.
+    fn lay(&mut self, inode: &mut Inode, pieces: &[Piece], shift: u64, delta: &mut Delta) -> Result<()> {
         for piece in pieces {
             match piece {
                 Piece::Inline(bytes) => {
-                    self.clear(&mut inode, 0..u64::MAX, &mut delta)?;
-                    inode.attr.allocated = bytes.len() as u64;
-                    self.counters.totals.bytes += bytes.len() as u64;
-                    inode.body = Body::File { inline: bytes.clone() };
+                    self.clear(inode, 0..u64::MAX, delta)?;
+                    self.put_inline(inode, 0, bytes);
                 }
                 Piece::Chunk(extent) => {
-                    self.clear(&mut inode, extent.offset..extent.end(), &mut delta)?;
-                    self.add_extent(&mut inode, from_extent(extent), &mut delta)?;
+                    let record = from_extent(extent);
+                    let record = ExtentRecord { offset: record.offset + shift, ..record };
+                    self.clear(inode, record.offset..record.end(), delta)?;
+                    self.add_extent(inode, record, delta)?;
                 }
-                Piece::Hole { offset, len } => self.clear(&mut inode, *offset..offset + len, &mut delta)?,
+                Piece::Hole { offset, len } => {
+                    self.clear(inode, offset + shift..offset + shift + len, delta)?;
+                }
             }
         }
-        self.settle(delta)?;
-        let attr = &mut inode.attr;
-        let new_size = if let [Piece::Inline(_)] = pieces { size } else { attr.size.max(end) };
-        let data = !pieces.is_empty() || new_size != attr.size;
-        attr.size = new_size;
-        attr.ctime = self.counters.time;
+        Ok(())
+    }
+
+    /// Writes bytes into the inode, over what is there and behind zeros if that is shorter.
+    pub fn put_inline(&mut self, inode: &mut Inode, offset: u64, bytes: &[u8]) {
+        let Body::File { inline } = &mut inode.body else { return };
+        let (from, to) = (offset as usize, offset as usize + bytes.len());
+        let before = inline.len();
+        if before < to {
+            inline.resize(to, 0);
+        }
+        inline[from..to].copy_from_slice(bytes);
+        let more = (inline.len() - before) as u64;
+        inode.attr.allocated += more;
+        self.counters.totals.bytes += more;
+    }
+
+    /// The last step of everything that changes bytes.
+    fn written(&mut self, inode: &mut Inode, size: u64, mtime: Option<Timestamp>, data: bool) -> Step {
+        inode.attr.size = size;
+        inode.attr.ctime = self.counters.time;
         if let Some(mtime) = mtime {
-            attr.mtime = mtime;
+            inode.attr.mtime = mtime;
         }
         if data {
             inode.attr.data_version = self.next_version();
         }
-        self.put_inode(&inode)?;
-        self.changed(Change::Inode { ino, data });
-        Ok(Reply::Attr(inode.attr))
+        self.put_inode(inode)?;
+        self.changed(Change::Inode { ino: inode.attr.ino, data });
+        Ok(Reply::Attr(inode.attr.clone()))
+    }
+
+    /// Makes a range of `to` show the chunks and inline bytes of a range of `from`.
+    pub fn clone_range(&mut self, from: (InodeId, u64), to: (InodeId, u64), len: u64) -> Step {
+        let source = self.file(from.0)?;
+        let mut target = self.file(to.0)?;
+        let len = len.min(source.attr.size.saturating_sub(from.1));
+        if len == 0 {
+            return Ok(Reply::Count(0));
+        }
+        let to_end = to.1.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Kind::TooLarge)?;
+        if from.0 == to.0 && from.1 < to_end && to.1 < from.1 + len {
+            return Err(Kind::Invalid.into());
+        }
+        let mut wanted = from.1..from.1 + len;
+        let mut extents = self.extents_over(from.0, &wanted, CLONE_EXTENTS_MAX + 1)?;
+        if extents.len() > CLONE_EXTENTS_MAX
+            && let Some(next) = extents.pop()
+        {
+            wanted.end = next.offset;
+        }
+        let place = |at: u64| to.1 + (at - wanted.start);
+        let inline: &[u8] = if let Body::File { inline } = &source.body { inline } else { &[] };
+        let held = inline.len() as u64;
+        let inline = &inline[wanted.start.min(held) as usize..wanted.end.min(held) as usize];
+        if !inline.is_empty() && to.1 + inline.len() as u64 > INLINE_MAX as u64 {
+            return Err(Kind::NotSupported.into());
+        }
+        let end = place(wanted.end);
+        let mut delta = Delta::default();
+        self.clear(&mut target, to.1..end, &mut delta)?;
+        if !inline.is_empty() {
+            self.put_inline(&mut target, to.1, inline);
+        }
+        for extent in extents {
+            let (start, stop) = (extent.offset.max(wanted.start), extent.end().min(wanted.end));
+            let cut = (start - extent.offset) as u32;
+            let part = ExtentRecord {
+                offset: place(start),
+                len: (stop - start) as u32,
+                chunk_offset: extent.chunk_offset + cut,
+                chunk: extent.chunk,
+            };
+            self.add_extent(&mut target, part, &mut delta)?;
+        }
+        self.settle(delta)?;
+        let (size, now) = (target.attr.size.max(end), self.now());
+        self.written(&mut target, size, Some(now), true)?;
+        Ok(Reply::Count(wanted.end - wanted.start))
+    }
+
+    pub fn touch(&mut self, reads: &[(InodeId, Timestamp)]) -> Step {
+        if reads.len() > TOUCH_MAX {
+            return Err(Kind::Invalid.into());
+        }
+        let mut touched = 0;
+        for (ino, read) in reads {
+            let Some(mut inode) = self.inode(*ino)? else { continue };
+            if !inode.attr.atime_due(*read) {
+                continue;
+            }
+            inode.attr.atime = *read;
+            self.put_inode(&inode)?;
+            self.changed(Change::Inode { ino: *ino, data: false });
+            touched += 1;
+        }
+        Ok(Reply::Count(touched))
     }
 
     /// The chunks that these pieces bring into the namespace. Each must have been handed to this session
@@ -172,7 +320,7 @@ impl Machine<'_> {
 
     /// Makes a range read as zeros: cuts extents out of it, and inline bytes.
     fn clear(&mut self, inode: &mut Inode, range: Range<u64>, delta: &mut Delta) -> Result<()> {
-        for old in self.extents_over(inode.attr.ino, &range)? {
+        for old in self.extents_over(inode.attr.ino, &range, usize::MAX)? {
             self.delete(Table::Extent, &key::extent(inode.attr.ino, old.end()))?;
             inode.attr.allocated -= u64::from(old.len);
             delta.count(old.chunk, -1);
@@ -210,7 +358,8 @@ impl Machine<'_> {
         self.put(Table::Extent, &key::extent(inode.attr.ino, extent.end()), &extent)
     }
 
-    fn extents_over(&self, ino: InodeId, range: &Range<u64>) -> Result<Vec<ExtentRecord>> {
+    /// The first extents that touch a range, at most `most`.
+    fn extents_over(&self, ino: InodeId, range: &Range<u64>, most: usize) -> Result<Vec<ExtentRecord>> {
         let mut found = Vec::new();
         let from = key::extent(ino, range.start.saturating_add(1));
         self.txn.scan(
@@ -223,7 +372,7 @@ impl Machine<'_> {
                 if inside {
                     found.push(extent);
                 }
-                inside
+                inside && found.len() < most
             },
         )?;
         found.into_iter().collect()
@@ -257,8 +406,17 @@ impl Machine<'_> {
 
     /// A chunk is part of a file for the first and only time.
     fn adopt(&mut self, chunk: &ChunkRef) -> Result<()> {
-        if let Some((last, mut batch)) = batch_of(&*self.txn, chunk.id)? {
-            batch.mark(last, chunk.id);
+        self.spend(chunk.id)?;
+        self.counters.totals.chunks += 1;
+        self.counters.totals.bytes += u64::from(chunk.len);
+        self.changed(Change::ChunkAdded(*chunk));
+        Ok(())
+    }
+
+    /// An id that was handed out has been used.
+    fn spend(&mut self, id: ChunkId) -> Result<()> {
+        if let Some((last, mut batch)) = batch_of(&*self.txn, id)? {
+            batch.mark(last, id);
             let at = key::chunk(ChunkId(last));
             if batch.is_spent() {
                 self.delete(Table::ChunkBatch, &at)?;
@@ -266,9 +424,6 @@ impl Machine<'_> {
                 self.put(Table::ChunkBatch, &at, &batch)?;
             }
         }
-        self.counters.totals.chunks += 1;
-        self.counters.totals.bytes += u64::from(chunk.len);
-        self.changed(Change::ChunkAdded(*chunk));
         Ok(())
     }
 

@@ -17,6 +17,8 @@ pub(crate) enum Item {
     Lock = 0,
     /// A hold on a nameless inode.
     Hold = 1,
+    /// A nameless inode of its own that may get a name.
+    Linkable = 2,
 }
 
 pub(crate) fn inode(ino: InodeId) -> [u8; 8] {
@@ -93,6 +95,7 @@ pub(crate) fn item_parts(key: &[u8]) -> Option<(InodeId, Item)> {
     match key.get(16..)? {
         [0] => Some((InodeId(ino), Item::Lock)),
         [1] => Some((InodeId(ino), Item::Hold)),
+        [2] => Some((InodeId(ino), Item::Linkable)),
         _ => None,
     }
 }

@@ -1,7 +1,7 @@
 //! The state machine: pure functions of a transaction and a command.
 //!
 //! ```text
-//! namespace  names: create, link, unlink, rmdir, rename
+//! namespace  names: create, link, unlink, rmdir, rename           nameless  … and none
 //! file       attributes, content, chunks          xattr    extended attributes, access lists
 //! session    sessions, holds, reaping        cluster  members, tokens, the map
 //! lock       the lock rules, without a store locking  … and with one
@@ -18,6 +18,7 @@ mod key;
 pub mod lock;
 mod locking;
 mod machine;
+mod nameless;
 mod namespace;
 mod record;
 mod session;
@@ -30,6 +31,7 @@ pub use view::StateView;
 
 use crate::kv::{Table, Write};
 use cluster::{AddNode, UpdateNode};
+use file::Commit;
 use hfcache_base::error::Context as _;
 use hfcache_base::meta::{Applied, Attr, Command, FileKind, Op, Reply, Subject, Timestamp, Usage};
 use hfcache_base::{InodeId, Kind, Result, SessionId, wire};
@@ -190,6 +192,10 @@ fn name(op: &Op) -> &'static str {
         Op::SetRate { .. } => "set rate",
         Op::SetXattr { .. } => "set xattr",
         Op::RemoveXattr { .. } => "remove xattr",
+        Op::Append { .. } => "append",
+        Op::Clone { .. } => "clone",
+        Op::CreateNameless { .. } => "create nameless",
+        Op::Touch(_) => "touch",
     }
 }
 
@@ -216,7 +222,9 @@ impl Machine<'_> {
                 hold: *hold,
             }),
             Op::SetAttr { ino, set } => self.set_attr(*ino, set),
-            Op::Commit { ino, pieces, size, mtime } => self.commit(*ino, pieces, *size, *mtime),
+            Op::Commit { ino, pieces, size, mtime, base } => {
+                self.commit(*ino, &Commit { pieces, size: *size, mtime: *mtime, base: *base })
+            }
             Op::AllocateChunks { count } => self.allocate_chunks(*count),
             Op::Hold { ino, hold } => self.hold(*ino, *hold),
             Op::Reap => self.reap(),
@@ -246,6 +254,16 @@ impl Machine<'_> {
                 self.set_xattr(*ino, &SetXattr { name, value, mode: *mode, kill_sgid: *kill_sgid })
             }
             Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
+            Op::Append { ino, token, pieces, len, mtime } => {
+                self.append(*ino, *token, &Commit { pieces, size: *len, mtime: *mtime, base: None })
+            }
+            Op::Clone { from, from_offset, to, to_offset, len } => {
+                self.clone_range((*from, *from_offset), (*to, *to_offset), *len)
+            }
+            Op::CreateNameless { parent, mode, umask, uid, gid, nameless } => {
+                self.create_nameless(*parent, (*mode, *umask), (*uid, *gid), *nameless)
+            }
+            Op::Touch(reads) => self.touch(reads),
         }
     }
 }

@@ -9,7 +9,7 @@ use hfcache_base::meta::{Attr, Change, FileKind, NewNode, RenameMode, Reply, Usa
 use hfcache_base::{InodeId, Kind, Result};
 
 /// Set-group-id: a directory that has it hands its group on.
-const SET_GID: u32 = 0o2000;
+pub(crate) const SET_GID: u32 = 0o2000;
 
 /// What a `Create` asks for.
 pub(crate) struct Create<'a> {
@@ -33,7 +33,7 @@ pub(crate) struct Rename<'a> {
 
 impl Machine<'_> {
     /// A directory that names can be put into or taken from.
-    fn directory(&self, ino: InodeId) -> Step<Inode> {
+    pub fn directory(&self, ino: InodeId) -> Step<Inode> {
         let inode = self.inode(ino)?.ok_or(Kind::NotFound)?;
         if inode.attr.kind != FileKind::Directory {
             return Err(Kind::NotDirectory.into());
@@ -144,10 +144,13 @@ impl Machine<'_> {
             return Err(Kind::NotPermitted.into());
         }
         match inode.attr.nlink {
-            // Without a name it is only waiting to be freed; Linux says the same.
-            0 => return Err(Kind::NotFound.into()),
+            // Without a name it is only waiting to be freed, unless it was made so (O_TMPFILE).
+            0 if !self.is_linkable(self.session, ino)? => return Err(Kind::NotFound.into()),
             LINK_MAX.. => return Err(Kind::TooManyLinks.into()),
             _ => {}
+        }
+        if inode.attr.nlink == 0 {
+            self.adopt_orphan(ino)?;
         }
         self.put_name(parent, name, ino)?;
         self.changed(Change::Entry { parent, name: name.to_vec() });

@@ -140,6 +140,7 @@ impl Machine<'_> {
             match item {
                 (ino, Item::Lock) => self.drop_locks(id, ino)?,
                 (ino, Item::Hold) => self.release(id, ino)?,
+                (_, Item::Linkable) => {}
             }
             self.delete(Table::SessionItem, &at)?;
         }
@@ -182,6 +183,7 @@ impl Machine<'_> {
             if orphan.holders.len() != before {
                 self.put(Table::Orphan, &key::inode(ino), &orphan)?;
                 self.set_item(session, ino, Item::Hold, false)?;
+                self.set_item(session, ino, Item::Linkable, false)?;
             }
         }
         Ok(())

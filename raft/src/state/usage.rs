@@ -165,6 +165,7 @@ fn can_grow(op: &Op) -> bool {
             | Op::CreateToken(_)
             | Op::RevokeToken(_)
             | Op::RaiseParity { .. }
+            | Op::Touch(_)
             | Op::SetQuota { .. }
             | Op::SetRate { .. }
     )

@@ -194,7 +194,7 @@ pub fn piece(chunk: ChunkRef, offset: u64, chunk_offset: u32, len: u32) -> Piece
 }
 
 pub fn commit(ino: InodeId, pieces: Vec<Piece>, size: u64) -> Op {
-    Op::Commit { ino, pieces, size, mtime: None }
+    Op::Commit { ino, pieces, size, mtime: None, base: None }
 }
 
 /// A small deterministic generator (splitmix64).
