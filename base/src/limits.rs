@@ -43,6 +43,9 @@ pub const CHUNK_ID_BATCH: u32 = 256;
 /// that has it open can say so first.
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
+/// Most directories that are shared trees.
+pub const SHARES_MAX: usize = 1_024;
+
 // ---- chunks and shards ---------------------------------------------------------------------------
 
 /// Largest chunk any version may write.

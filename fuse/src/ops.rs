@@ -179,6 +179,9 @@ pub trait FileSystem: Send + Sync + 'static {
     fn setattr(&self, caller: Caller, ino: InodeId, handle: Option<u64>, set: SetAttr, reply: Reply<Entry>);
     /// Target of a symbolic link.
     fn readlink(&self, caller: Caller, ino: InodeId, reply: Reply<Vec<u8>>);
+    /// Whether the caller may do these things (access(2)'s bits). Only asked where the kernel does not decide
+    /// by itself; ENOSYS says that it may.
+    fn access(&self, caller: Caller, ino: InodeId, want: u32, reply: Reply<()>);
     /// Makes anything but an open file: mkdir, symlink, mknod.
     fn make(
         &self,

@@ -2,7 +2,9 @@
 //! unknown one is refused with its line, and [`KEYS`] says what each is for.
 
 use crate::data::DataDir;
+use crate::place;
 use anyhow::{Context, Result, bail};
+use hfcache_fuse::export::{self, IdMap, Ids, Who};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_PORT: u16 = 7946;
 /// Where the Hub endpoint will be unless told otherwise.
 pub const DEFAULT_HTTP: &str = "127.0.0.1:8610";
+/// Most numbers of users, and of groups, that can be mapped.
+const IDS_MAX: usize = 1 << 20;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +52,119 @@ pub struct Mount {
     /// Whether others than the user who runs hfcache may use it.
     #[serde(default = "yes")]
     pub allow_other: bool,
+    /// Whether every change is refused here.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The directory of the tree that appears.
+    #[serde(default)]
+    pub subdir: PathBuf,
+    /// Whose rights are taken away.
+    #[serde(default)]
+    pub squash: Squash,
+    /// The cluster's user that those act as.
+    #[serde(default = "nobody")]
+    pub anon_uid: u32,
+    /// The cluster's group that those act as.
+    #[serde(default = "nobody")]
+    pub anon_gid: u32,
+    /// Users of this machine who have another number in the cluster.
+    #[serde(default)]
+    pub users: IdRanges,
+    /// Groups of this machine that have another number in the cluster.
+    #[serde(default)]
+    pub groups: IdRanges,
+}
+
+impl Mount {
+    /// A mount that shows the whole tree as it is.
+    pub fn plain(point: PathBuf, allow_other: bool) -> Self {
+        Self {
+            point,
+            allow_other,
+            read_only: false,
+            subdir: PathBuf::new(),
+            squash: Squash::None,
+            anon_uid: nobody(),
+            anon_gid: nobody(),
+            users: IdRanges::default(),
+            groups: IdRanges::default(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.point.is_absolute() {
+            bail!("mount.point must be an absolute path, not {}", self.point.display());
+        }
+        if place::names(&self.subdir).is_none() {
+            bail!("mount.subdir must be a path in the tree without .., not {}", self.subdir.display());
+        }
+        if self.anon_uid == u32::MAX || self.anon_gid == u32::MAX {
+            bail!("mount.anon_uid and mount.anon_gid must be below {}", u32::MAX);
+        }
+        self.ids().map(|_| ())
+    }
+
+    /// Who is who in this mount.
+    ///
+    /// # Errors
+    /// A map that is none.
+    pub fn ids(&self) -> Result<Ids> {
+        let squash = match self.squash {
+            Squash::None => export::Squash::None,
+            Squash::Root => export::Squash::Root,
+            Squash::All => export::Squash::All,
+        };
+        let anon = Who { uid: self.anon_uid, gid: self.anon_gid };
+        let users = self.users.map().context("mount.users")?;
+        let groups = self.groups.map().context("mount.groups")?;
+        Ok(Ids { squash, anon, users, groups })
+    }
+}
+
+/// Whose rights are taken away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Squash {
+    /// Nobody's
+    #[default]
+    None,
+    /// Root's of this machine
+    Root,
+    /// Everyone's
+    All,
+}
+
+/// `LOCAL:CLUSTER` or `LOCAL:CLUSTER:COUNT`, each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct IdRanges(pub Vec<String>);
+
+impl IdRanges {
+    fn map(&self) -> Result<IdMap> {
+        let mut pairs = Vec::new();
+        for range in &self.0 {
+            let (local, cluster, count) = id_range(range).with_context(|| {
+                format!("{range:?} is no LOCAL:CLUSTER or LOCAL:CLUSTER:COUNT of numbers below {}", u32::MAX)
+            })?;
+            if pairs.len() + count as usize > IDS_MAX {
+                bail!("more than {IDS_MAX} numbers");
+            }
+            pairs.extend((0..count).map(|n| (local + n, cluster + n)));
+        }
+        IdMap::new(pairs).map_err(|twice| anyhow::anyhow!("{twice} would stand for two"))
+    }
+}
+
+fn id_range(text: &str) -> Option<(u32, u32, u32)> {
+    let parts: Vec<u32> = text.split(':').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let (local, cluster, count) = match parts.as_slice() {
+        [local, cluster] => (*local, *cluster, 1),
+        [local, cluster, count] if *count > 0 => (*local, *cluster, *count),
+        _ => return None,
+    };
+    // The largest number means nobody to the kernel.
+    let ends = |first: u32| first.checked_add(count).is_some();
+    (ends(local) && ends(cluster)).then_some((local, cluster, count))
 }
 
 /// `[log]`.
@@ -127,6 +244,33 @@ pub const KEYS: &[Key] = &[
                 user_allow_other in /etc/fuse.conf",
     },
     Key {
+        name: "mount.read_only",
+        default: "false",
+        about: "whether this node's mount refuses every change",
+    },
+    Key {
+        name: "mount.subdir",
+        default: "\"\" (the whole tree)",
+        about: "directory of the tree that appears at the mount point instead of its root; it must be there",
+    },
+    Key {
+        name: "mount.squash",
+        default: "none",
+        about: "root: root of this machine has the rights of anon_uid only; all: everyone has",
+    },
+    Key {
+        name: "mount.anon_uid",
+        default: "65534",
+        about: "user of the cluster that squashed ones act as, and who is not known shows as",
+    },
+    Key { name: "mount.anon_gid", default: "65534", about: "the same for groups" },
+    Key {
+        name: "mount.users",
+        default: "[]",
+        about: "users with other numbers here than in the cluster, as \"LOCAL:CLUSTER\" or \"LOCAL:CLUSTER:COUNT\"",
+    },
+    Key { name: "mount.groups", default: "[]", about: "the same for groups" },
+    Key {
         name: "log.level",
         default: "info",
         about: "error, warn, info, debug, trace, or a filter such as info,hfcache_raft=debug",
@@ -136,6 +280,10 @@ pub const KEYS: &[Key] = &[
 
 fn yes() -> bool {
     true
+}
+
+fn nobody() -> u32 {
+    65_534
 }
 
 fn default_level() -> String {
@@ -185,9 +333,7 @@ impl Config {
             bail!("domain must have at most 63 printable bytes");
         }
         check_listen(config.listen)?;
-        if !config.mount.point.is_absolute() {
-            bail!("mount.point must be an absolute path, not {}", config.mount.point.display());
-        }
+        config.mount.check()?;
         Ok(config)
     }
 
@@ -308,10 +454,29 @@ mod tests {
             ("10.0.0.1:7946", "10.0.0.1:0"),
             ("10.0.0.1:7946", "10.0.0.1:65535"),
             ("/mnt/hf", "mnt"),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\nsubdir = \"a/../b\""),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\nsquash = \"some\""),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\nanon_uid = 4294967295"),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\nusers = [\"1001\"]"),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\nusers = [\"1:2:0\"]"),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\nusers = [\"1:4294967290:6\"]"),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\nusers = [\"1:5\", \"2:5\"]"),
+            ("\"/mnt/hf\"", "\"/mnt/hf\"\ngroups = [\"0:0:2000000\"]"),
             ("name = \"a\"", "name = \"\""),
         ] {
             assert!(Config::parse(&GOOD.replace(from, to)).is_err(), "{to}");
         }
+    }
+
+    #[test]
+    fn users_are_mapped_one_by_one_and_in_ranges() {
+        let mount = "users = [\"1001:5001\", \"2000:7000:10\"]\nanon_uid = 99\nsquash = \"root\"\n";
+        let config = Config::parse(&format!("{GOOD}{mount}")).unwrap();
+        let ids = config.mount.ids().unwrap();
+        assert_eq!((ids.users.stored(1001, 99), ids.users.stored(2009, 99)), (5001, 7009));
+        assert_eq!((ids.users.shown(7009, 99), ids.users.stored(7009, 99)), (2009, 99));
+        assert_eq!((ids.squash, ids.anon), (export::Squash::Root, Who { uid: 99, gid: 65_534 }));
+        assert!(Config::parse(GOOD).unwrap().mount.ids().unwrap().is_plain());
     }
 
     #[test]

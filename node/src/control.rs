@@ -4,12 +4,14 @@ use crate::admin::{Request, server::Handler};
 use crate::data::DataDir;
 use crate::found::later;
 use crate::leave;
+use crate::place::Place;
 use crate::run::Tree;
+use crate::share::{self, Existing};
 use crate::status::{self, Sources};
 use crate::stop::Stop;
 use crate::time;
 use async_trait::async_trait;
-use hfcache_base::meta::{Op, Reply, Timestamp, Token, TokenUse};
+use hfcache_base::meta::{Op, Reply, Share, Timestamp, Token, TokenUse};
 use hfcache_base::seam::{Clock, Meta};
 use hfcache_base::{Error, Kind, Result};
 use hfcache_net::{Identity, JoinAdmit, JoinAsk, JoinHandler, JoinToken};
@@ -44,6 +46,8 @@ pub struct Control {
     pub tree: Tree,
     /// Where it is noted that this node has left.
     pub data: DataDir,
+    /// Where the mount is.
+    pub place: Place,
 }
 
 #[async_trait]
@@ -64,6 +68,16 @@ impl Handler for Control {
             Request::Stop => {
                 self.stop_soon();
                 Ok(json!({ "stopping": true }))
+            }
+            Request::ShareSet { path, group, keep, dry_run } => {
+                let (share, existing) = (Share { group }, Existing { keep, dry_run });
+                let meta = self.sources.meta.as_ref();
+                to_value(share::set(meta, &self.place, &path, share, existing, &progress).await?)
+            }
+            Request::ShareList => to_value(share::list(self.sources.meta.as_ref(), &self.place).await?),
+            Request::ShareClear { path } => {
+                share::clear(self.sources.meta.as_ref(), &self.place, &path).await?;
+                Ok(json!({ "cleared": path }))
             }
         }
     }

@@ -12,10 +12,13 @@
 //! control   what that socket can ask, and who may join
 //! status    what the whole cluster says of itself, and whether that is healthy
 //! leave     the way out
+//! share     shared trees
+//! place     paths in the mount, and what they name             accounts  users and groups by name
 //! demo      the three-node story, with real processes
 //! doctor    what will not work on this machine, and how to mend it
 //! ```
 
+pub mod accounts;
 pub mod admin;
 pub mod cli;
 pub mod config;
@@ -29,9 +32,11 @@ pub mod guard;
 pub mod leave;
 pub mod log;
 pub mod notify;
+pub mod place;
 pub mod preflight;
 pub mod registry;
 pub mod run;
+pub mod share;
 pub mod status;
 pub mod stop;
 pub mod time;

@@ -191,6 +191,7 @@ fn rename_says_what_is_wrong() {
         new_name: b"d".to_vec(),
         mode: Replace,
         hold: true,
+        uid: 10,
     };
     assert_eq!(w.run(s, op), Ok(Reply::Done));
 }

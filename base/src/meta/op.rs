@@ -1,6 +1,8 @@
 //! Operations, as they are proposed, and their replies.
 
-use super::{Attr, FileKind, Limit, Lock, LockReply, Piece, Rate, SetAttr, Subject, Timestamp, XattrMode};
+use super::{
+    Attr, FileKind, Limit, Lock, LockReply, Piece, Rate, SetAttr, Share, Subject, Timestamp, XattrMode,
+};
 use crate::{ChunkId, InodeId, Node, NodeId, NodeState, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +92,8 @@ pub enum Op {
         mode: RenameMode,
         /// The proposing session has the target open: keep it if this was its last name.
         hold: bool,
+        /// Who moves it: a shared tree opens to its users only what its owner, or root, moves there.
+        uid: u32,
     },
     /// Sets attributes.
     SetAttr {
@@ -280,6 +284,13 @@ pub enum Op {
     /// Records when inodes were read, at most [`crate::limits::TOUCH_MAX`]. One that is gone, or changed since,
     /// or whose atime is not due ([`Attr::atime_due`]) is left out. Answers [`Reply::Count`].
     Touch(Vec<(InodeId, Timestamp)>),
+    /// Makes a directory a shared tree, or one no more (`None`). What is in it already stays as it is.
+    SetShare {
+        /// The directory.
+        dir: InodeId,
+        /// The policy.
+        share: Option<Share>,
+    },
 }
 
 /// The secret part of a join as the state machine checks it.

@@ -2,7 +2,7 @@
 
 use crate::meta::{
     Applied, Attr, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, Quota, RaftStatus, Rate,
-    Reply, Session, SharedMap, Subject, Token, Totals, Usage,
+    Reply, Session, Share, SharedMap, Subject, Token, Totals, Usage,
 };
 use crate::seam::Moment;
 use crate::{ChunkId, InodeId, Kind, Result, SessionId};
@@ -126,6 +126,11 @@ pub trait View: Send {
     fn xattrs(&self, _ino: InodeId) -> Result<Vec<Vec<u8>>> {
         Err(crate::Kind::NotSupported.into())
     }
+    /// Directories that are shared trees, in order of inode.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn shares(&self) -> Result<Vec<(InodeId, Share)>>;
 }
 
 /// Told of every applied command, in order, on every node, before the command counts as applied here.

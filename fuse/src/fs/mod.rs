@@ -262,6 +262,10 @@ impl FileSystem for Fs {
         self.core.read_names(reply, move |_, view, _| view.readlink(ino));
     }
 
+    fn access(&self, _: Caller, _: InodeId, _: u32, reply: Reply<()>) {
+        reply.send(Err(libc::ENOSYS));
+    }
+
     fn make(&self, c: Caller, parent: InodeId, name: &[u8], node: NewNode, mode: u32, reply: Reply<Entry>) {
         self.core.make(c, parent, name, node, mode, reply);
     }
@@ -280,7 +284,7 @@ impl FileSystem for Fs {
 
     fn rename(
         &self,
-        _: Caller,
+        caller: Caller,
         parent: InodeId,
         name: &[u8],
         new_parent: InodeId,
@@ -288,7 +292,7 @@ impl FileSystem for Fs {
         mode: RenameMode,
         reply: Reply<()>,
     ) {
-        self.core.rename((parent, name), (new_parent, new_name), mode, reply);
+        self.core.rename(caller.uid, (parent, name), (new_parent, new_name), mode, reply);
     }
 
     fn create(

@@ -132,6 +132,7 @@ impl Core {
     /// RENAME.
     pub(crate) fn rename(
         self: &Arc<Self>,
+        uid: u32,
         from: (InodeId, &[u8]),
         to: (InodeId, &[u8]),
         mode: RenameMode,
@@ -149,7 +150,7 @@ impl Core {
                 RenameMode::NoReplace | RenameMode::Exchange => None,
             };
             let hold = target.is_some();
-            let done = core.commit(Op::Rename { parent, name, new_parent, new_name, mode, hold }).await;
+            let done = core.commit(Op::Rename { parent, name, new_parent, new_name, mode, hold, uid }).await;
             core.after_hold(target);
             done.map(|_| ())
         });

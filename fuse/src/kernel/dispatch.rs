@@ -59,6 +59,7 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
             let reply = channel.reply(unique, move |to, target: Vec<u8>| to.answer(unique, &[&target]));
             fs.readlink(caller, ino, reply);
         }
+        Request::Access { want } => fs.access(caller, ino, want, to.done()),
         Request::Make { name, node, mode } => fs.make(caller, ino, name, node, mode, to.entry()),
         Request::Unlink { name } => fs.unlink(caller, ino, name, to.done()),
         Request::Rmdir { name } => fs.rmdir(caller, ino, name, to.done()),

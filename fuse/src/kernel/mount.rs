@@ -42,6 +42,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// No writes.
     pub read_only: bool,
+    /// The kernel checks permissions by the attributes it is shown; without, the file system must.
+    pub kernel_checks: bool,
     /// Threads that take requests; 0 chooses.
     pub threads: usize,
     /// How far the kernel reads ahead; only root can raise it over 128.
@@ -60,6 +62,7 @@ impl MountOptions {
             fsname: "hfcache".to_owned(),
             allow_other: true,
             read_only: false,
+            kernel_checks: true,
             threads: 0,
             readahead_kib: 4096,
             runtime: None,
@@ -359,9 +362,12 @@ fn mount(point: &Path, options: &MountOptions) -> Result<Device> {
     let device = Device::open(&options.device)?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let mut data = format!(
-        "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,max_read={FUSE_IO_MAX}",
+        "fd={},rootmode=40000,user_id={uid},group_id={gid},max_read={FUSE_IO_MAX}",
         device.as_fd().as_raw_fd()
     );
+    if options.kernel_checks {
+        data.push_str(",default_permissions");
+    }
     if options.allow_other {
         data.push_str(",allow_other");
     }
@@ -392,10 +398,10 @@ fn mount_by_helper(point: &Path, options: &MountOptions) -> Result<Device> {
     if options.fsname.contains(',') {
         return Err(Error::new(Kind::Invalid, "a comma in the name of the file system"));
     }
-    let mut text = format!(
-        "fsname={},subtype=hfcache,default_permissions,nosuid,nodev,max_read={FUSE_IO_MAX}",
-        options.fsname
-    );
+    let mut text = format!("fsname={},subtype=hfcache,nosuid,nodev,max_read={FUSE_IO_MAX}", options.fsname);
+    if options.kernel_checks {
+        text.push_str(",default_permissions");
+    }
     if options.read_only {
         text.push_str(",ro");
     }

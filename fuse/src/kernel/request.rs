@@ -69,6 +69,9 @@ pub enum Request<'a> {
         set: SetAttr,
     },
     Readlink,
+    Access {
+        want: u32,
+    },
     Make {
         name: &'a [u8],
         node: NewNode,
@@ -218,6 +221,7 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         op::GETATTR => getattr(body)?,
         op::SETATTR => setattr(body)?,
         op::READLINK => Request::Readlink,
+        op::ACCESS => Request::Access { want: body.u32()? },
         op::SYMLINK => {
             let name = body.name()?;
             Request::Make { name, node: NewNode::Symlink(body.text()?.to_vec()), mode: 0o777 }
@@ -298,8 +302,7 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         op::FSYNCDIR | op::SYNCFS | op::DESTROY => Request::Nothing,
         op::NOTIFY_REPLY => Request::Silent,
         op::IOCTL => Request::Refused(libc::ENOTTY),
-        // ENOSYS once makes the kernel stop asking and take its own way: xattrs are not supported, access
-        // is decided by the mode bits, POLL is always ready, STATX is a GETATTR.
+        // ENOSYS once makes the kernel stop asking and take its own way: xattrs are not supported, POLL is always ready, STATX is a GETATTR.
         _ => Request::Refused(libc::ENOSYS),
     })
 }

@@ -5,7 +5,7 @@ use super::state::State;
 use async_trait::async_trait;
 use hfcache_base::meta::{
     Applied, Attr, Change, ChunkRef, Content, DirEntry, FileKind, Lock, LockHolder, LockKind, Op, Piece,
-    RaftStatus, Reply, Session, SharedMap, Token, Totals,
+    RaftStatus, Reply, Session, Share, SharedMap, Token, Totals,
 };
 use hfcache_base::seam::{ChangeSink, Clock, Meta, Moment, View};
 use hfcache_base::{ChunkId, InodeId, Kind, Result, SessionId};
@@ -228,6 +228,10 @@ impl View for Snapshot {
     }
 
     fn tokens(&self) -> Result<Vec<Token>> {
+        Ok(Vec::new())
+    }
+
+    fn shares(&self) -> Result<Vec<(InodeId, Share)>> {
         Ok(Vec::new())
     }
 }

@@ -192,7 +192,7 @@ impl State {
                 changes.push(Change::Entry { parent, name });
                 Reply::Done
             }
-            Op::Rename { parent, name, new_parent, new_name, mode, hold } => {
+            Op::Rename { parent, name, new_parent, new_name, mode, hold, .. } => {
                 self.rename((parent, name), (new_parent, new_name), mode, hold, session, now, &mut changes)?;
                 Reply::Done
             }

@@ -55,6 +55,24 @@ pub enum Request {
     },
     /// Stop as at SIGTERM.
     Stop,
+    /// Make a directory a shared tree.
+    ShareSet {
+        /// Its path in the mount.
+        path: PathBuf,
+        /// Whose it is; everyone's without.
+        group: Option<u32>,
+        /// Leave what is there already as it is.
+        keep: bool,
+        /// Only say what would happen.
+        dry_run: bool,
+    },
+    /// All shared trees.
+    ShareList,
+    /// Make a shared tree an ordinary directory.
+    ShareClear {
+        /// Its path in the mount.
+        path: PathBuf,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

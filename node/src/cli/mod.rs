@@ -6,18 +6,19 @@ mod demo;
 mod doctor;
 mod env;
 mod node;
+mod share;
 mod status;
 mod token;
 
 use crate::admin::Request;
 use crate::admin::client::{self, Trouble};
 use crate::data::DataDir;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use serde_json::Value;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -52,6 +53,9 @@ enum Command {
     /// Make, list and revoke join tokens
     #[command(subcommand)]
     Token(token::Command),
+    /// Make directories that no user can close to the next
+    #[command(subcommand)]
+    Share(share::Command),
     /// Say how the cluster is
     Status(status::Status),
     /// Show a three-node cluster at work on this machine
@@ -91,6 +95,16 @@ impl Which {
         crate::registry::resolve(self.data.as_deref())
     }
 
+    /// A path in the mount as the node is asked about it: the node runs elsewhere, so without `..`, symbolic
+    /// links and the current directory.
+    fn path(path: &Path) -> Result<PathBuf> {
+        let settled = crate::place::settled(path);
+        if settled.to_str().is_none() {
+            bail!("{} is no UTF-8; name a directory above it", settled.display());
+        }
+        Ok(settled)
+    }
+
     fn ask(&self, request: Request) -> Result<Value> {
         Ok(self.ask_watching(request, |_| ())?)
     }
@@ -107,6 +121,7 @@ impl Cli {
         let result = match self.command {
             Command::Node(c) => c.run(),
             Command::Token(c) => c.run(),
+            Command::Share(c) => c.run(),
             Command::Status(c) => c.run(),
             Command::Demo(c) => c.run(),
             Command::Env(c) => c.run(),

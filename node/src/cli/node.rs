@@ -107,6 +107,15 @@ pub(super) struct Make {
     /// Directory for shards, one a disk; may be repeated [default: DATA/shards]
     #[arg(long, value_name = "DIR")]
     disk: Vec<PathBuf>,
+    /// Refuse every change in this node's mount
+    #[arg(long)]
+    read_only: bool,
+    /// Show only this directory of the tree, which must be there
+    #[arg(long, value_name = "PATH")]
+    subdir: Option<PathBuf>,
+    /// Whose rights to take away: the anonymous user's (mount.anon_uid) are left
+    #[arg(long, value_name = "WHO", value_enum, default_value_t)]
+    squash: config::Squash,
     /// Only make the node; `hfcache node run --data DIR` starts it
     #[arg(long)]
     no_run: bool,
@@ -139,6 +148,10 @@ impl Make {
     fn config(&self, storage: bool) -> Result<Config> {
         let disks = self.disk.iter().map(|d| config::absolute(d)).collect::<Result<_>>()?;
         let others = rustix::process::geteuid().is_root() || preflight::user_allow_other();
+        let mut mount = config::Mount::plain(config::absolute(&self.mount)?, others);
+        mount.read_only = self.read_only;
+        mount.subdir = self.subdir.clone().unwrap_or_default();
+        mount.squash = self.squash;
         let config = Config {
             name: self.name.clone().unwrap_or_else(config::host_name),
             domain: self.domain.clone(),
@@ -146,7 +159,7 @@ impl Make {
             http: self.http,
             storage,
             disks,
-            mount: config::Mount { point: config::absolute(&self.mount)?, allow_other: others },
+            mount,
             log: config::Log::default(),
         };
         // The same checks as at every start, before anything is made.

@@ -8,17 +8,20 @@ use crate::control::{Admission, Control};
 use crate::data::DataDir;
 use crate::facts::FactsService;
 use crate::guard::{self, Guard};
+use crate::place::{self, Place};
 use crate::registry::{self, Registered};
 use crate::status::Sources;
 use crate::stop::Stop;
 use crate::world::{RealClock, RealRng};
 use crate::{found, notify};
 use anyhow::{Context, Result, bail};
-use hfcache_base::meta::{Applied, Change, Op};
+use hfcache_base::meta::{Applied, Change, FileKind, Op};
 use hfcache_base::seam::{ChangeSink, Chunks, Clock, Health, Meta, Net, Rng, ServiceId, Space};
-use hfcache_base::{Kind, NodeId};
+use hfcache_base::{InodeId, Kind, NodeId};
+use hfcache_fuse::export::{Export, ExportOptions};
 use hfcache_fuse::fs::{Fs, FsOptions};
 use hfcache_fuse::kernel::{Mount, MountOptions};
+use hfcache_fuse::ops::FileSystem;
 use hfcache_net::identity::next_generation;
 use hfcache_net::{Identity, NetConfig, Network};
 use hfcache_raft::consensus::node::{Consensus, Failure, OpenOptions};
@@ -136,6 +139,7 @@ impl Parts {
             leaving,
             tree: self.tree.clone(),
             data: data.clone(),
+            place: Place::new(&config.mount.point, &config.mount.subdir),
         };
         let socket = server::bind(data.path())?;
         self.tasks.spawn(async move {
@@ -242,12 +246,20 @@ impl Parts {
         stop: &Stop,
     ) -> Result<()> {
         let runtime = tokio::runtime::Handle::current();
-        let options = FsOptions { read_only: false, clock: clock.clone(), runtime: runtime.clone() };
+        let read_only = config.mount.read_only;
+        let export = ExportOptions { root: shown_root(meta.as_ref(), config)?, ids: config.mount.ids()? };
+        let options = FsOptions { read_only, clock: clock.clone(), runtime: runtime.clone() };
         let fs = Fs::new(options, meta.clone(), chunks);
         let mut options = MountOptions::new(&config.mount.point);
         options.allow_other = config.mount.allow_other;
-        options.runtime = Some(runtime);
-        let (serving, data) = (fs.clone(), data.clone());
+        options.read_only = read_only;
+        options.kernel_checks = Export::kernel_checks(&export);
+        options.runtime = Some(runtime.clone());
+        let serving: Arc<dyn FileSystem> = match export.is_plain() {
+            true => fs.clone(),
+            false => Export::new(export, fs.clone(), meta.clone(), runtime),
+        };
+        let data = data.clone();
         let mount = move || -> Result<_> {
             let _one = guard::lock(&data)?;
             let mount = Mount::start(options, serving)?;
@@ -287,6 +299,22 @@ impl Parts {
         self.tasks.shutdown().await;
         saved?;
         closed.context("close the namespace")
+    }
+}
+
+/// The directory that this node's mount shows.
+fn shown_root(meta: &dyn Meta, config: &Config) -> Result<InodeId> {
+    let subdir = &config.mount.subdir;
+    let names = place::names(subdir).unwrap_or_default();
+    let shown = subdir.display();
+    match place::walk(meta.read_stale().as_ref(), &names) {
+        Ok(attr) if attr.kind == FileKind::Directory => Ok(attr.ino),
+        Ok(_) => bail!("mount.subdir = {shown} is no directory of the tree"),
+        Err(e) if matches!(e.kind(), Kind::NotFound | Kind::NotDirectory) => bail!(
+            "mount.subdir = {shown} is not in the tree: make that directory in the mount of another node, or take \
+             the key out of hfcache.toml"
+        ),
+        Err(e) => Err(e).context("look for mount.subdir"),
     }
 }
 

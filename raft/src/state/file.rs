@@ -77,7 +77,11 @@ impl Machine<'_> {
         if set.kill_suid && is_file {
             kill_set_id(&mut attr.mode);
         }
-        if set.mode.is_some() {
+        let opened = match self.share_of(&inode)? {
+            Some(share) if set.mode.is_some() || owner_changed => share.open(&mut inode.attr),
+            _ => false,
+        };
+        if set.mode.is_some() || opened {
             self.chmod_acl(&mut inode)?;
         }
         if !is_dir && (owner_changed || set.size.is_some() || set.kill_suid) {
@@ -435,6 +439,9 @@ impl Machine<'_> {
         self.settle(delta)?;
         self.free_xattrs(&inode)?;
         self.delete_inode(ino)?;
+        if inode.is_directory() {
+            self.forget_share(ino)?;
+        }
         self.changed(Change::Reaped(ino));
         Ok(())
     }

@@ -8,6 +8,8 @@ use hfcache_base::{ChunkId, InodeId, Kind, NodeId, SessionId, placement};
 pub(crate) const COUNTERS: &[u8] = b"counters";
 /// The cluster map.
 pub(crate) const MAP: &[u8] = b"map";
+/// Which directories are shared trees.
+pub(crate) const SHARES: &[u8] = b"shares";
 
 /// What a session has at an inode.
 #[derive(Clone, Copy)]

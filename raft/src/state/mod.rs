@@ -3,6 +3,7 @@
 //! ```text
 //! namespace  names: create, link, unlink, rmdir, rename           nameless  … and none
 //! file       attributes, content, chunks          xattr    extended attributes, access lists
+//! share      what a shared tree makes of modes
 //! session    sessions, holds, reaping        cluster  members, tokens, the map
 //! lock       the lock rules, without a store locking  … and with one
 //! usage      who uses how much, quotas       view     what readers see
@@ -22,6 +23,7 @@ mod nameless;
 mod namespace;
 mod record;
 mod session;
+mod share;
 mod usage;
 mod view;
 mod xattr;
@@ -196,6 +198,7 @@ fn name(op: &Op) -> &'static str {
         Op::Clone { .. } => "clone",
         Op::CreateNameless { .. } => "create nameless",
         Op::Touch(_) => "touch",
+        Op::SetShare { .. } => "set share",
     }
 }
 
@@ -215,11 +218,12 @@ impl Machine<'_> {
             Op::Link { ino, parent, name } => self.link(*ino, *parent, name),
             Op::Unlink { parent, name, hold } => self.unlink(*parent, name, *hold),
             Op::Rmdir { parent, name } => self.rmdir(*parent, name),
-            Op::Rename { parent, name, new_parent, new_name, mode, hold } => self.rename(&Rename {
+            Op::Rename { parent, name, new_parent, new_name, mode, hold, uid } => self.rename(&Rename {
                 from: (*parent, name),
                 to: (*new_parent, new_name),
                 mode: *mode,
                 hold: *hold,
+                uid: *uid,
             }),
             Op::SetAttr { ino, set } => self.set_attr(*ino, set),
             Op::Commit { ino, pieces, size, mtime, base } => {
@@ -264,6 +268,7 @@ impl Machine<'_> {
                 self.create_nameless(*parent, (*mode, *umask), (*uid, *gid), *nameless)
             }
             Op::Touch(reads) => self.touch(reads),
+            Op::SetShare { dir, share } => self.set_share(*dir, *share),
         }
     }
 }

@@ -37,8 +37,11 @@ impl Machine<'_> {
         };
         self.counters.next_inode += 1;
         let body = Body::File { inline: Vec::new() };
-        let mut inode = Inode { attr: attr.clone(), body, home: parent, xattrs: Xattrs::default() };
+        let mut inode = Inode { attr, body, home: parent, xattrs: Xattrs::default() };
         self.give_lists(&mut inode, &lists)?;
+        if let Some(share) = self.share_over(parent)? {
+            self.open(&mut inode, share)?;
+        }
         self.put_inode(&inode)?;
         let orphan = Orphan { since: now, holders: vec![self.session] };
         self.put(Table::Orphan, &key::inode(ino), &orphan)?;
@@ -46,7 +49,7 @@ impl Machine<'_> {
         if !nameless {
             self.set_item(self.session, ino, Item::Linkable, true)?;
         }
-        Ok(Reply::Entry { attr, created: true })
+        Ok(Reply::Entry { attr: inode.attr, created: true })
     }
 
     /// Whether this session may give an inode without a name its first one.

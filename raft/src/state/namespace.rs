@@ -29,6 +29,7 @@ pub(crate) struct Rename<'a> {
     pub to: (InodeId, &'a [u8]),
     pub mode: RenameMode,
     pub hold: bool,
+    pub uid: u32,
 }
 
 impl Machine<'_> {
@@ -54,7 +55,7 @@ impl Machine<'_> {
     }
 
     /// Reads, changes and writes an inode, and says so.
-    fn edit(&mut self, ino: InodeId, change: impl FnOnce(&mut Inode)) -> Result<()> {
+    pub fn edit(&mut self, ino: InodeId, change: impl FnOnce(&mut Inode)) -> Result<()> {
         let mut inode = self.known_inode(ino)?;
         change(&mut inode);
         inode.attr.ctime = self.now();
@@ -63,11 +64,16 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// A name of an inode moved.
-    fn edit_home(&mut self, ino: InodeId, from: InodeId, to: InodeId) -> Result<()> {
+    /// A name of an inode moved. A shared tree opens what its owner, or root, moves there.
+    fn edit_home(&mut self, ino: InodeId, from: InodeId, to: InodeId, by: u32) -> Result<()> {
         let mut now = self.known_inode(ino)?;
         self.move_home(&mut now, from, to)?;
-        self.edit(ino, |inode| inode.home = now.home)
+        if let Some(share) = self.share_over(to)?
+            && (by == 0 || by == now.attr.uid)
+        {
+            self.open(&mut now, share)?;
+        }
+        self.edit(ino, |inode| *inode = now)
     }
 
     /// Counts entries and subdirectories of a directory whose names changed.
@@ -124,13 +130,16 @@ impl Machine<'_> {
         };
         self.counters.next_inode += 1;
         self.counters.totals.inodes += 1;
-        let mut inode = Inode { attr: attr.clone(), body, home: ask.parent, xattrs: Xattrs::default() };
+        let mut inode = Inode { attr, body, home: ask.parent, xattrs: Xattrs::default() };
         self.give_lists(&mut inode, &lists)?;
+        if let Some(share) = self.share_over(ask.parent)? {
+            self.open(&mut inode, share)?;
+        }
         self.put_inode(&inode)?;
         self.put_name(ask.parent, ask.name, ino)?;
         self.changed(Change::Entry { parent: ask.parent, name: ask.name.to_vec() });
         self.edit_directory(ask.parent, 1, i32::from(is_dir))?;
-        Ok(Reply::Entry { attr, created: true })
+        Ok(Reply::Entry { attr: inode.attr, created: true })
     }
 
     pub fn link(&mut self, ino: InodeId, parent: InodeId, name: &[u8]) -> Step {
@@ -279,7 +288,7 @@ impl Machine<'_> {
         if let Some(target) = target {
             self.drop_link(new_parent, target, ask.hold)?;
         }
-        self.edit_home(ino, parent, new_parent)?;
+        self.edit_home(ino, parent, new_parent, ask.uid)?;
         let (dirs, fresh) = (i32::from(is_dir), target.is_none());
         if parent == new_parent {
             self.edit_directory(parent, if fresh { 0 } else { -1 }, if fresh { 0 } else { -dirs })?;
@@ -296,8 +305,8 @@ impl Machine<'_> {
         self.put_name(new_parent, new_name, one.0)?;
         self.changed(Change::Entry { parent, name: name.to_vec() });
         self.changed(Change::Entry { parent: new_parent, name: new_name.to_vec() });
-        self.edit_home(one.0, parent, new_parent)?;
-        self.edit_home(other.0, new_parent, parent)?;
+        self.edit_home(one.0, parent, new_parent, ask.uid)?;
+        self.edit_home(other.0, new_parent, parent, ask.uid)?;
         if parent == new_parent {
             self.edit_directory(parent, 0, 0)?;
         } else {

@@ -36,7 +36,7 @@ impl Default for Counters {
     }
 }
 
-/// An inode: what `stat` shows and what only its kind has.
+/// An inode: what `stat` shows, where it is, and what only its kind has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Inode {
     pub attr: Attr,

@@ -5,10 +5,11 @@ use super::lock::LockRecord;
 use super::record::{
     self, Body, ChunkRecord, Counters, ExtentRecord, Inode, SessionRecord, damaged, decode, get,
 };
+use super::share::Shares;
 use crate::kv::{Read, Table};
 use hfcache_base::meta::{
-    Attr, ChunkRef, Content, DirEntry, Extent, FileKind, Limit, Quota, Rate, Session, Subject, Timestamp,
-    Token, Totals, Usage,
+    Attr, ChunkRef, Content, DirEntry, Extent, FileKind, Limit, Quota, Rate, Session, Share, Subject,
+    Timestamp, Token, Totals, Usage,
 };
 use hfcache_base::seam::View;
 use hfcache_base::{ChunkId, ClusterMap, InodeId, Kind, Result, SessionId};
@@ -320,5 +321,10 @@ impl<R: Read + Send> View for StateView<R> {
             })?;
         }
         Ok(names)
+    }
+
+    fn shares(&self) -> Result<Vec<(InodeId, Share)>> {
+        let shares: Shares = get(&self.store, Table::Single, key::SHARES)?.unwrap_or_default();
+        Ok(shares.into_iter().collect())
     }
 }

@@ -81,6 +81,9 @@ impl Machine<'_> {
     }
 
     fn xattr_changed(&mut self, mut inode: Inode, acl: bool) -> Step {
+        if acl && let Some(share) = self.share_of(&inode)? {
+            self.open(&mut inode, share)?;
+        }
         inode.attr.ctime = self.now();
         self.put_inode(&inode)?;
         let ino = inode.attr.ino;

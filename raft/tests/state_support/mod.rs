@@ -170,7 +170,7 @@ pub fn link(ino: InodeId, parent: InodeId, name: &str) -> Op {
 
 pub fn rename(parent: InodeId, name: &str, new_parent: InodeId, new_name: &str, mode: RenameMode) -> Op {
     let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-    Op::Rename { parent, name, new_parent, new_name, mode, hold: false }
+    Op::Rename { parent, name, new_parent, new_name, mode, hold: false, uid: 10 }
 }
 
 pub fn truncate(ino: InodeId, size: u64) -> Op {

@@ -243,6 +243,9 @@ impl View for MemView<'_> {
     fn tokens(&self) -> Result<Vec<Token>> {
         no()
     }
+    fn shares(&self) -> Result<Vec<(InodeId, Share)>> {
+        no()
+    }
 }
 
 #[async_trait]
