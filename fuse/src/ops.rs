@@ -107,6 +107,8 @@ pub struct StatFs {
     pub available: u64,
     /// Inodes in use.
     pub inodes: u64,
+    /// Inodes that may still be made; `None` for as many as the bytes allow.
+    pub inodes_free: Option<u64>,
 }
 
 /// What sends an answer: the value or an errno.
@@ -276,8 +278,8 @@ pub trait FileSystem: Send + Sync + 'static {
     );
     /// Closes a directory.
     fn releasedir(&self, caller: Caller, ino: InodeId, handle: u64, reply: Reply<()>);
-    /// How full it is.
-    fn statfs(&self, caller: Caller, reply: Reply<StatFs>);
+    /// How full it is, as far as a quota lets what is in `ino` grow.
+    fn statfs(&self, caller: Caller, ino: InodeId, reply: Reply<StatFs>);
     /// Takes a lock; `wait` for F_SETLKW and a blocking flock.
     fn lock(&self, caller: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>);
     /// Gives up a range of a lock.

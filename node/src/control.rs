@@ -10,6 +10,7 @@ use crate::share::{self, Existing};
 use crate::status::{self, Sources};
 use crate::stop::Stop;
 use crate::time;
+use crate::usage;
 use async_trait::async_trait;
 use hfcache_base::meta::{Op, Reply, Share, Timestamp, Token, TokenUse};
 use hfcache_base::seam::{Clock, Meta};
@@ -79,6 +80,17 @@ impl Handler for Control {
                 share::clear(self.sources.meta.as_ref(), &self.place, &path).await?;
                 Ok(json!({ "cleared": path }))
             }
+            Request::Du { paths } => {
+                to_value(usage::du(self.sources.meta.as_ref(), &self.place, &paths).await?)
+            }
+            Request::QuotaSet { whose, bytes, inodes } => {
+                let meta = self.sources.meta.as_ref();
+                to_value(usage::set(meta, &self.place, &whose, bytes, inodes).await?)
+            }
+            Request::QuotaGet { whose } => {
+                to_value(usage::get(self.sources.meta.as_ref(), &self.place, &whose).await?)
+            }
+            Request::QuotaList => to_value(usage::list(self.sources.meta.as_ref(), &self.place).await?),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! admin     the Unix socket between the two: one JSON line a message
 //! control   what that socket can ask, and who may join
 //! status    what the whole cluster says of itself, and whether that is healthy
+//! usage     du and quotas                                       size      numbers of bytes
 //! leave     the way out
 //! share     shared trees
 //! place     paths in the mount, and what they name             accounts  users and groups by name
@@ -37,7 +38,9 @@ pub mod preflight;
 pub mod registry;
 pub mod run;
 pub mod share;
+pub mod size;
 pub mod status;
 pub mod stop;
 pub mod time;
+pub mod usage;
 pub mod world;

@@ -137,6 +137,19 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
+/// Asks for inodes of the file system a path is on: in all, and how many more this user may make.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn inodes(path: &Path) -> io::Result<(u64, u64)> {
+    let path = path_arg(path)?;
+    // SAFETY: all-zero is a valid `struct statvfs`.
+    let mut answer: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: string and struct live over the call.
+    check(unsafe { libc::statvfs(path.as_ptr(), &mut answer) })?;
+    Ok((answer.f_files, answer.f_favail))
+}
+
 /// Renames with flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`).
 ///
 /// # Errors

@@ -334,8 +334,8 @@ impl FileSystem for Export {
         self.core.inner.releasedir(self.core.caller(c), self.core.ino(ino), handle, reply);
     }
 
-    fn statfs(&self, c: Caller, reply: Reply<StatFs>) {
-        self.core.inner.statfs(self.core.caller(c), reply);
+    fn statfs(&self, c: Caller, ino: InodeId, reply: Reply<StatFs>) {
+        self.core.inner.statfs(self.core.caller(c), self.core.ino(ino), reply);
     }
 
     fn lock(&self, c: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {

@@ -6,7 +6,7 @@ use super::staging::Dirty;
 use crate::ops::Reply;
 use hfcache_base::limits::WRITER_CHUNKS_IN_FLIGHT;
 use hfcache_base::meta::{Attr, Timestamp};
-use hfcache_base::seam::View;
+use hfcache_base::seam::{Moment, View};
 use hfcache_base::{InodeId, Kind, Result};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) error: Option<Kind>,
     /// Why the last piece could not be put.
     pub(crate) put_error: Option<Kind>,
+    /// So many uncommitted bytes fit into the quotas of this file, when they were looked at last.
+    pub(crate) room: Option<(u64, Moment)>,
     /// Writes that are done and wait to be answered: the writer is ahead of the holders.
     pub(crate) waiting: Vec<(Reply<u32>, u32)>,
 }
@@ -92,6 +94,7 @@ impl File {
                 mtime: None,
                 error: None,
                 put_error: None,
+                room: None,
                 waiting: Vec::new(),
             }),
             commit: tokio::sync::Mutex::new(()),

@@ -15,6 +15,7 @@ mod known;
 mod locks;
 mod names;
 mod open;
+mod quota;
 mod range;
 mod read;
 mod staging;
@@ -387,14 +388,8 @@ impl FileSystem for Fs {
         reply.ok(());
     }
 
-    fn statfs(&self, _: Caller, reply: Reply<StatFs>) {
-        let space = self.core.chunks.space();
-        let totals = self.core.meta.read_stale().totals();
-        reply.send(totals.map_err(|e| logged(&e)).map(|t| StatFs {
-            total: space.total,
-            available: space.free,
-            inodes: t.inodes,
-        }));
+    fn statfs(&self, _: Caller, ino: InodeId, reply: Reply<StatFs>) {
+        self.core.statfs(ino, reply);
     }
 
     fn lock(&self, c: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {

@@ -133,6 +133,11 @@ impl Core {
         } else {
             (wanted.offset, reply)
         };
+        if let Err(e) = self.check_room(ino, &mut inner, offset..offset + len) {
+            drop(inner);
+            reply.send(Err(logged(&e)));
+            return None;
+        }
         let dirty = inner.dirty.get_or_insert_with(Dirty::new);
         let unwanted = match dirty.write(self.chunks.as_ref(), offset, data) {
             Ok(unwanted) => unwanted,

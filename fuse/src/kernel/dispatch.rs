@@ -111,7 +111,7 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
         Request::Statfs => {
             let reply =
                 channel.reply(unique, move |to, stat| to.answer(unique, &[reply::statfs(&stat).as_slice()]));
-            fs.statfs(caller, reply);
+            fs.statfs(caller, ino, reply);
         }
         Request::LockTest { lock } => {
             let reply = channel.reply(unique, move |to, found: Option<_>| {

@@ -117,8 +117,9 @@ pub(super) fn statfs(stat: &StatFs) -> Small {
     out.u64(free);
     out.u64(free);
     // Inodes are made on demand, each at the price of some bytes: the free bytes are the honest bound.
-    out.u64(stat.inodes.saturating_add(free));
-    out.u64(free);
+    let inodes = stat.inodes_free.map_or(free, |left| left.min(free));
+    out.u64(stat.inodes.saturating_add(inodes));
+    out.u64(inodes);
     out.u32(BLKSIZE);
     out.u32(u32::try_from(NAME_MAX).unwrap_or(255));
     out.u32(FRAGMENT as u32);

@@ -558,8 +558,8 @@ impl FileSystem for Memory {
         reply.ok(());
     }
 
-    fn statfs(&self, _: Caller, reply: Reply<StatFs>) {
-        reply.ok(StatFs { total: 1 << 40, available: 1 << 39, inodes: 5 });
+    fn statfs(&self, _: Caller, _: InodeId, reply: Reply<StatFs>) {
+        reply.ok(StatFs { total: 1 << 40, available: 1 << 39, inodes: 5, inodes_free: None });
     }
 
     fn lock(&self, caller: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {

@@ -11,6 +11,7 @@
 pub mod client;
 pub mod server;
 
+use crate::usage::{Bound, Whose};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::File;
@@ -73,6 +74,27 @@ pub enum Request {
         /// Its path in the mount.
         path: PathBuf,
     },
+    /// What do these use?
+    Du {
+        /// Paths in the mount.
+        paths: Vec<PathBuf>,
+    },
+    /// Limit what may be used.
+    QuotaSet {
+        /// By whom.
+        whose: Whose,
+        /// Bytes.
+        bytes: Bound,
+        /// Inodes.
+        inodes: Bound,
+    },
+    /// What does one use, and what may it?
+    QuotaGet {
+        /// Who.
+        whose: Whose,
+    },
+    /// All quotas.
+    QuotaList,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

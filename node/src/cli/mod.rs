@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod env;
 mod node;
+mod quota;
 mod share;
 mod status;
 mod token;
@@ -56,6 +57,11 @@ enum Command {
     /// Make directories that no user can close to the next
     #[command(subcommand)]
     Share(share::Command),
+    /// Limit what directories, users and groups may use
+    #[command(subcommand)]
+    Quota(quota::Command),
+    /// Say what directories use, without walking them
+    Du(quota::Du),
     /// Say how the cluster is
     Status(status::Status),
     /// Show a three-node cluster at work on this machine
@@ -122,6 +128,8 @@ impl Cli {
             Command::Node(c) => c.run(),
             Command::Token(c) => c.run(),
             Command::Share(c) => c.run(),
+            Command::Quota(c) => c.run(),
+            Command::Du(c) => c.run(),
             Command::Status(c) => c.run(),
             Command::Demo(c) => c.run(),
             Command::Env(c) => c.run(),
