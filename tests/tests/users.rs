@@ -227,7 +227,7 @@ fn read_only(world: &mut World) {
     }
     // Root can take the kernel's part away, not the daemon's.
     let mount = world.node(1).mount();
-    ROOT.does(Path::new("/"), &format!("mount -o remount,rw '{}'", text(&mount)));
+    ROOT.does(Path::new("/"), &format!("mount -i -o remount,rw '{}'", text(&mount)));
     ROOT.may_not(&b, "echo x >f", "Read-only file system");
     ROOT.may_not(&b, "rm f", "Read-only file system");
     // What others change is seen.

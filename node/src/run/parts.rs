@@ -3,7 +3,7 @@
 use super::own::Own;
 use super::tree::Tree;
 use crate::admin::server;
-use crate::config::Config;
+use crate::config::{Atime, Config};
 use crate::control::{Admission, Control};
 use crate::data::DataDir;
 use crate::facts::FactsService;
@@ -248,7 +248,8 @@ impl Parts {
         let runtime = tokio::runtime::Handle::current();
         let read_only = config.mount.read_only;
         let export = ExportOptions { root: shown_root(meta.as_ref(), config)?, ids: config.mount.ids()? };
-        let options = FsOptions { read_only, clock: clock.clone(), runtime: runtime.clone() };
+        let atime = config.mount.atime == Atime::Relatime;
+        let options = FsOptions { read_only, atime, clock: clock.clone(), runtime: runtime.clone() };
         let fs = Fs::new(options, meta.clone(), chunks);
         let mut options = MountOptions::new(&config.mount.point);
         options.allow_other = config.mount.allow_other;
