@@ -57,6 +57,9 @@ impl Pjdfstest {
         command.arg("-c").arg(&config).arg("-p").arg(dir).env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
         if remounts {
             command.arg(REMOUNTS);
+            // Past the helper of Debian's fuse3, which starts a file system where one is to be remounted.
+            stand_in(&self.scratch, "mount", "exec \"$(PATH=${PATH#*:} command -v mount)\" -i \"$@\"");
+            command.env("PATH", path_with(&self.scratch));
         }
         let output = node::run(command, PATIENCE)
             .unwrap_or_else(|| panic!("pjdfstest in {} does not end within {PATIENCE:?}", dir.display()));
@@ -82,6 +85,18 @@ fn configuration(other: &Path, remounts: bool) -> String {
     // Users that every Debian has.
     text += "[dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]\n";
     text
+}
+
+/// A script that a suite finds before the program of that name.
+fn stand_in(dir: &Path, name: &str, script: &str) {
+    let path = dir.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("write a script");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make it a program");
+}
+
+/// The search path with a directory before all others.
+fn path_with(dir: &Path) -> String {
+    format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default())
 }
 
 /// The cases, and how many there should be.
@@ -138,11 +153,8 @@ impl InC {
         let mut command = Command::new("prove");
         command.args(["-r", "-v", "-m"]).arg(self.0.join("tests")).current_dir(dir);
         // The suite asks `df` for the type, and asks less of a type it does not know: both shall answer the same.
-        let df = scratch.join("df");
-        std::fs::write(&df, "#!/bin/sh\necho Filesystem Type\necho suite ext4\n").expect("write a script");
-        std::fs::set_permissions(&df, Permissions::from_mode(0o755)).expect("make it a program");
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{}:{path}", scratch.display()));
+        stand_in(scratch, "df", "echo Filesystem Type\necho suite ext4");
+        command.env("PATH", path_with(scratch));
         let output = node::run(command, patience)
             .unwrap_or_else(|| panic!("pjdfstest in {} does not end within {patience:?}", dir.display()));
         let outcomes = parse_prove(&String::from_utf8_lossy(&output.stdout));
