@@ -4,6 +4,7 @@
 //! ```text
 //! ids      numbers of users and groups, on the way in and out; who is squashed
 //! rights   the rules of mode bits, for callers whom the kernel takes for somebody else
+//! pace     how fast users and groups may go
 //! ```
 //!
 //! The kernel decides by the attributes it is shown and by the caller it knows. Where that caller is squashed
@@ -13,6 +14,7 @@
 
 mod ids;
 mod layer;
+mod pace;
 mod rights;
 
 use crate::ops::{Caller, Entry, FileSystem, Notify, Reply, Row};
@@ -21,6 +23,7 @@ use hfcache_base::meta::{Attr, FileKind};
 use hfcache_base::seam::{Meta, View};
 use hfcache_base::{InodeId, Kind, Result};
 pub use ids::{IdMap, Ids, Squash};
+pub use pace::Pace;
 pub use rights::Who;
 use std::sync::Arc;
 use std::time::Duration;

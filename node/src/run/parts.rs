@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use hfcache_base::meta::{Applied, Change, FileKind, Op};
 use hfcache_base::seam::{ChangeSink, Chunks, Clock, Health, Meta, Net, Rng, ServiceId, Space};
 use hfcache_base::{InodeId, Kind, NodeId};
-use hfcache_fuse::export::{Export, ExportOptions};
+use hfcache_fuse::export::{Export, ExportOptions, Pace};
 use hfcache_fuse::fs::{Fs, FsOptions};
 use hfcache_fuse::kernel::{Mount, MountOptions};
 use hfcache_fuse::ops::FileSystem;
@@ -256,6 +256,7 @@ impl Parts {
         options.read_only = read_only;
         options.kernel_checks = Export::kernel_checks(&export);
         options.runtime = Some(runtime.clone());
+        options.gate = Some(Pace::new(meta.clone(), clock.clone(), export.ids.clone()));
         let serving: Arc<dyn FileSystem> = match export.is_plain() {
             true => fs.clone(),
             false => Export::new(export, fs.clone(), meta.clone(), runtime),
