@@ -321,6 +321,38 @@ impl Drop for Map {
     }
 }
 
+/// Gives this thread, and no other, a user's rights on files, and an umask of its own.
+///
+/// # Errors
+/// EPERM for anyone but root.
+pub fn become_user(uid: u32, gid: u32, more: Option<u32>, umask: u32) -> io::Result<()> {
+    let groups: Vec<u32> = more.into_iter().collect();
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
+    // The wrappers of libc would change all threads; and what counts for files has no errors but by its effect.
+    // SAFETY: the groups live over the call, which only reads them; the others are passed no memory.
+    let set = unsafe {
+        libc::umask(umask);
+        let set = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
+        libc::syscall(libc::SYS_setfsgid, gid);
+        libc::syscall(libc::SYS_setfsuid, uid);
+        set
+    };
+    // SAFETY: asks only: no such user can be.
+    let is = unsafe { libc::syscall(libc::SYS_setfsuid, u32::MAX) };
+    if set == 0 && is == i64::from(uid) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+}
+
+/// Makes a pipe, a socket or a file (mknod); `mode` has the kind.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn make_node(path: &Path, mode: u32) -> io::Result<()> {
+    let path = path_arg(path)?;
+    // SAFETY: the string lives over the call.
+    check(unsafe { libc::mknod(path.as_ptr(), mode, 0) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

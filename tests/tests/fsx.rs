@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Without the environment: enough for many edges, and little enough for every change.
-const OPERATIONS: u64 = 20_000;
+const OPERATIONS: u64 = 8_000;
 
 fn operations() -> u64 {
     setting("HFCACHE_FSX_OPERATIONS", OPERATIONS)

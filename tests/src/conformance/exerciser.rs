@@ -4,6 +4,7 @@
 //! `lseek` tells of, and nodes that take turns on one file.
 
 use super::calls::{self, Space};
+use crate::random::Random;
 use crate::sys::{Map, MapKind};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -35,24 +36,6 @@ pub struct Plan {
     pub seed: u64,
     /// Expects a wrong byte from this operation on: shows that it would be found.
     pub sabotage: Option<u64>,
-}
-
-/// Random numbers that a seed gives again (splitmix64).
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
 }
 
 /// Bytes that begin at an address O_DIRECT takes.
@@ -105,12 +88,12 @@ struct Exerciser<'a> {
 /// # Errors
 /// With the seed, the operation that was wrong, and those before it.
 pub fn exercise(plan: &Plan) -> Result<(), Wrong> {
-    let mut random = Random(plan.seed);
+    let mut random = Random::new(plan.seed);
     let mut done = 0;
     let mut round = 0;
     while done < plan.operations {
         let count = LIFE.min(plan.operations - done);
-        let seed = random.next();
+        let seed = random.number();
         let mut told = VecDeque::new();
         life(plan, seed, round, done, count, &mut told).map_err(|why| {
             let before: Vec<String> = told.into_iter().collect();
@@ -137,7 +120,7 @@ fn life(
     let (file, buffered) = open(plan, 0, &name)?;
     let mut it = Exerciser {
         plan,
-        random: Random(seed),
+        random: Random::new(seed),
         told: std::mem::take(told),
         model: Vec::new(),
         size_max: SIZES[(round % 3) as usize],
@@ -222,7 +205,7 @@ impl Exerciser<'_> {
 
     fn fresh(&mut self, len: u64) -> Aligned {
         let mut bytes = Aligned::new(len as usize);
-        let word = self.random.next() | 1;
+        let word = self.random.number() | 1;
         let mut state = word;
         for chunk in bytes.get_mut().chunks_mut(8) {
             state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(word);
