@@ -183,9 +183,10 @@ impl Place {
             Op::Open { slot, path, write } => {
                 self.held[*slot as usize] = None;
                 let file = opening().read(true).write(*write).open(self.at(path))?;
-                let answer = told(&file.metadata()?);
-                self.held[*slot as usize] = Some(file);
-                answer
+                let found = file.metadata()?;
+                // A pipe that is open here is open for the users of this node only.
+                self.held[*slot as usize] = Some(file).filter(|_| found.is_file());
+                told(&found)
             }
             Op::Nameless { slot, path } => {
                 self.held[*slot as usize] = None;
