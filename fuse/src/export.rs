@@ -4,6 +4,7 @@
 //! ```text
 //! ids      numbers of users and groups, on the way in and out; who is squashed
 //! rights   the rules of mode bits, for callers whom the kernel takes for somebody else
+//! xattr    numbers in access control lists, and who may have which attribute
 //! ```
 //!
 //! The kernel decides by the attributes it is shown and by the caller it knows. Where that caller is squashed
@@ -14,6 +15,7 @@
 mod ids;
 mod layer;
 mod rights;
+mod xattr;
 
 use crate::ops::{Caller, Entry, FileSystem, Notify, Reply, Row};
 use hfcache_base::limits::OPERATION_DEADLINE;

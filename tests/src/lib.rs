@@ -22,6 +22,7 @@ pub mod pattern;
 pub mod sys;
 pub mod two;
 pub mod wait;
+pub mod xattr;
 
 pub use agent::Agent;
 pub use checks::Checks;

@@ -4,7 +4,7 @@ use super::abi::Malformed;
 use super::device::Device;
 use super::dispatch::dispatch;
 use super::inflight::{InFlight, Interrupt};
-use super::init::buffer_len;
+use super::init::{Agreed, buffer_len};
 use super::request::{self, Header, Request};
 use crate::ops::{Data, FileSystem, Reply};
 use hfcache_base::limits::FUSE_IO_MAX;
@@ -25,6 +25,8 @@ const SCRATCH_KEPT: usize = 8;
 pub(super) struct Session {
     pub(super) fs: Arc<dyn FileSystem>,
     pub(super) inflight: InFlight,
+    /// Flags that were agreed on with the kernel.
+    agreed: u64,
     queues: Vec<Arc<Device>>,
     scratch: Mutex<Vec<Vec<u8>>>,
     threads: AtomicUsize,
@@ -41,10 +43,11 @@ pub(super) struct Channel {
 
 impl Session {
     /// A session over these queues, at least one.
-    pub(super) fn new(fs: Arc<dyn FileSystem>, queues: Vec<Arc<Device>>) -> Arc<Self> {
+    pub(super) fn new(fs: Arc<dyn FileSystem>, queues: Vec<Arc<Device>>, agreed: Agreed) -> Arc<Self> {
         Arc::new(Self {
             fs,
             inflight: InFlight::default(),
+            agreed: agreed.flags,
             queues,
             scratch: Mutex::default(),
             threads: AtomicUsize::new(0),
@@ -167,7 +170,7 @@ impl Channel {
             Ok(parts) => parts,
             Err(Malformed) => return warn!(len = bytes.len(), "the kernel sent a request without a header"),
         };
-        match request::decode(&header, body) {
+        match request::decode(&header, body, self.session.agreed) {
             Err(Malformed) => {
                 warn!(
                     opcode = header.opcode,
