@@ -92,6 +92,23 @@ async fn the_kernel_forgets_a_list_that_changes() {
     }
 }
 
+/// The kernel asks the owner it knows before it lets anybody set a list, and learns of a new one by a look-up only.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_looked_up_again_when_an_owner_changes() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    for node in [&a, &b] {
+        node.told.can_expire_names.store(true, Ordering::SeqCst);
+    }
+    let ino = a.put(ROOT, "f", b"x").await;
+    b.lookup(ROOT, "f").await.expect("lookup");
+    let before = b.told.names.load(Ordering::SeqCst);
+    a.setattr(ino, SetAttr { mode: Some(0o600), ..SetAttr::default() }).await.expect("chmod");
+    assert_eq!(b.told.names.load(Ordering::SeqCst), before, "its owner is the same");
+    a.setattr(ino, SetAttr { uid: Some(7), ..SetAttr::default() }).await.expect("chown");
+    assert!(b.told.names.load(Ordering::SeqCst) > before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_takes_set_id_bits_away() {
     let world = World::new();

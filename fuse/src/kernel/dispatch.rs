@@ -3,7 +3,7 @@
 use super::reply;
 use super::request::{Header, Request};
 use super::session::Channel;
-use super::xattr::{Sized, Xattr, joined, sized};
+use super::xattr::{Fit, Xattr, joined, sized};
 use crate::ops::{Caller, Entry, Opened, Place, Reply};
 use hfcache_base::InodeId;
 use hfcache_base::limits::FUSE_IO_MAX;
@@ -42,9 +42,9 @@ impl To<'_> {
     fn value(&self, size: u32) -> Reply<Vec<u8>> {
         let unique = self.unique;
         self.channel.reply(unique, move |to, value: Vec<u8>| match sized(value.len(), size) {
-            Sized::Length(out) => to.answer(unique, &[out.as_slice()]),
-            Sized::Whole => to.answer(unique, &[&value]),
-            Sized::TooLong => to.error(unique, libc::ERANGE),
+            Fit::Length(out) => to.answer(unique, &[out.as_slice()]),
+            Fit::Whole => to.answer(unique, &[&value]),
+            Fit::TooLong => to.error(unique, libc::ERANGE),
         })
     }
 

@@ -105,7 +105,7 @@ pub(super) fn joined(names: &[Vec<u8>]) -> Vec<u8> {
 
 /// What a value of `len` bytes is answered with, where there is room for `size`.
 #[derive(Debug)]
-pub(super) enum Sized {
+pub(super) enum Fit {
     /// Only how long it is.
     Length(Small),
     /// The value.
@@ -114,17 +114,17 @@ pub(super) enum Sized {
     TooLong,
 }
 
-pub(super) fn sized(len: usize, size: u32) -> Sized {
-    let Ok(len) = u32::try_from(len) else { return Sized::TooLong };
+pub(super) fn sized(len: usize, size: u32) -> Fit {
+    let Ok(len) = u32::try_from(len) else { return Fit::TooLong };
     if size == 0 {
         let mut out = Small::default();
         out.u32(len);
         out.u32(0);
-        Sized::Length(out)
+        Fit::Length(out)
     } else if len > size {
-        Sized::TooLong
+        Fit::TooLong
     } else {
-        Sized::Whole
+        Fit::Whole
     }
 }
 
@@ -134,11 +134,11 @@ mod tests {
 
     #[test]
     fn zero_asks_for_the_length_and_too_little_is_no_answer() {
-        let Sized::Length(out) = sized(70_000, 0) else { panic!("no length") };
+        let Fit::Length(out) = sized(70_000, 0) else { panic!("no length") };
         assert_eq!(out.as_slice(), [70_000u32.to_ne_bytes(), [0; 4]].concat());
-        assert!(matches!(sized(5, 4), Sized::TooLong));
-        assert!(matches!(sized(5, 5), Sized::Whole));
-        assert!(matches!(sized(0, 1), Sized::Whole));
+        assert!(matches!(sized(5, 4), Fit::TooLong));
+        assert!(matches!(sized(5, 5), Fit::Whole));
+        assert!(matches!(sized(0, 1), Fit::Whole));
         assert_eq!(joined(&[b"user.a".to_vec(), b"user.b".to_vec()]), b"user.a\0user.b\0");
         assert!(joined(&[]).is_empty());
     }
