@@ -3,6 +3,7 @@
 use super::tools;
 use super::verdict::{Outcome, Outcomes};
 use crate::node;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -56,7 +57,7 @@ impl Pjdfstest {
         let mut command = Command::new(&self.program);
         command.arg("-c").arg(&config).arg("-p").arg(dir).env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
         if remounts {
-            command.arg(REMOUNTS);
+            command.arg(REMOUNTS).env("PATH", self.path_with_mount());
         }
         let output = node::run(command, PATIENCE)
             .unwrap_or_else(|| panic!("pjdfstest in {} does not end within {PATIENCE:?}", dir.display()));
@@ -68,6 +69,22 @@ impl Pjdfstest {
             outcomes.retain(|case, _| !case.contains(REMOUNTS));
         }
         outcomes
+    }
+}
+
+impl Pjdfstest {
+    /// A search path on which `mount` asks no helper: that of FUSE takes a remount for a new mount, and looks for
+    /// a program of the file system's name.
+    fn path_with_mount(&self) -> OsString {
+        let dir = self.scratch.join("bin");
+        let script = dir.join("mount");
+        let mount = tools::from_debian("mount", "mount");
+        std::fs::create_dir_all(&dir).expect("make a directory for mount");
+        std::fs::write(&script, format!("#!/bin/sh\nexec {} -i \"$@\"\n", mount.display()))
+            .expect("write mount");
+        std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("chmod mount");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::join_paths(std::iter::once(dir).chain(std::env::split_paths(&path))).expect("a search path")
     }
 }
 
