@@ -15,7 +15,7 @@ test:
 
 # What others' suites say: root, stress-ng, and crates.io for what is not in target/tools yet.
 conformance:
-	cargo test -p hfcache-tests --locked --test conformance --test fsx -- --ignored --nocapture --test-threads=1
+	cargo test --workspace --locked --test conformance --test fsx -- --ignored --nocapture --test-threads=1
 
 # Quiet machine, root (to drop the page cache); figures go to bench.json.
 bench:

@@ -4,6 +4,7 @@
 //! ```text
 //! ids      numbers of users and groups, on the way in and out; who is squashed
 //! rights   the rules of mode bits, for callers whom the kernel takes for somebody else
+//! pace     how fast users and groups may go
 //! xattr    numbers in access control lists, and who may have which attribute
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 mod ids;
 mod layer;
+mod pace;
 mod rights;
 mod xattr;
 
@@ -23,6 +25,7 @@ use hfcache_base::meta::{Attr, FileKind};
 use hfcache_base::seam::{Meta, View};
 use hfcache_base::{InodeId, Kind, Result};
 pub use ids::{IdMap, Ids, Squash};
+pub use pace::Pace;
 pub use rights::Who;
 use std::sync::Arc;
 use std::time::Duration;

@@ -178,6 +178,23 @@ pub trait Notify: Send + Sync + 'static {
     fn direct_is_coherent(&self) -> bool;
 }
 
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// So many bytes.
+    Read(u64),
+    /// To take so many bytes.
+    Write(u64),
+    /// Anything else.
+    Other,
+}
+
+/// Lets callers wait before their requests are handed to the file system.
+pub trait Gate: Send + Sync + 'static {
+    /// How long this request has to wait. Each is asked about once, in the order in which they come.
+    fn wait(&self, caller: Caller, work: Work) -> Duration;
+}
+
 /// See the module. `handle` is what [`Opened::handle`] said; `ino` is always one the kernel was told of.
 pub trait FileSystem: Send + Sync + 'static {
     /// The mount is up.

@@ -118,8 +118,11 @@ fn bytes_come_back() {
     let mut rest = Vec::new();
     file.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, content[5_000_010..]);
-    // The kernel's own ways where we have none.
     assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap(), 5_000_011);
+    assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(7)).unwrap(), 7);
+    let past = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(5_000_011));
+    assert_eq!(past.unwrap_err(), rustix::io::Errno::NXIO);
+    // The kernel's own way where we have none.
     let copy = fs::File::create(world.path("copy")).unwrap();
     let copied = std::io::copy(&mut fs::File::open(&path).unwrap(), &mut &copy).unwrap();
     assert_eq!(copied, 5_000_011);

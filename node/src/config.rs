@@ -55,6 +55,9 @@ pub struct Mount {
     /// Whether every change is refused here.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether reading changes when a file was last read.
+    #[serde(default)]
+    pub atime: Atime,
     /// The directory of the tree that appears.
     #[serde(default)]
     pub subdir: PathBuf,
@@ -82,6 +85,7 @@ impl Mount {
             point,
             allow_other,
             read_only: false,
+            atime: Atime::Relatime,
             subdir: PathBuf::new(),
             squash: Squash::None,
             anon_uid: nobody(),
@@ -119,6 +123,17 @@ impl Mount {
         let groups = self.groups.map().context("mount.groups")?;
         Ok(Ids { squash, anon, users, groups })
     }
+}
+
+/// Whether reads are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Atime {
+    /// The first one after a change, and one a day.
+    #[default]
+    Relatime,
+    /// None.
+    Noatime,
 }
 
 /// Whose rights are taken away.
@@ -247,6 +262,11 @@ pub const KEYS: &[Key] = &[
         name: "mount.read_only",
         default: "false",
         about: "whether this node's mount refuses every change",
+    },
+    Key {
+        name: "mount.atime",
+        default: "relatime",
+        about: "relatime: reading sets a file's atime once after each change and once a day; noatime: never",
     },
     Key {
         name: "mount.subdir",

@@ -5,6 +5,7 @@ use crate::data::DataDir;
 use crate::found::later;
 use crate::leave;
 use crate::place::Place;
+use crate::rate;
 use crate::run::Tree;
 use crate::share::{self, Existing};
 use crate::status::{self, Sources};
@@ -91,6 +92,11 @@ impl Handler for Control {
                 to_value(usage::get(self.sources.meta.as_ref(), &self.place, &whose).await?)
             }
             Request::QuotaList => to_value(usage::list(self.sources.meta.as_ref(), &self.place).await?),
+            Request::RateSet { whose, change } => {
+                to_value(rate::set(self.sources.meta.as_ref(), &whose, change).await?)
+            }
+            Request::RateGet { whose } => to_value(rate::get(self.sources.meta.as_ref(), &whose).await?),
+            Request::RateList => to_value(rate::list(self.sources.meta.as_ref()).await?),
         }
     }
 }

@@ -12,6 +12,7 @@
 //! control   what that socket can ask, and who may join
 //! status    what the whole cluster says of itself, and whether that is healthy
 //! usage     du and quotas                                       size      numbers of bytes
+//! rate      how fast users and groups may go
 //! leave     the way out
 //! share     shared trees
 //! place     paths in the mount, and what they name             accounts  users and groups by name
@@ -35,6 +36,7 @@ pub mod log;
 pub mod notify;
 pub mod place;
 pub mod preflight;
+pub mod rate;
 pub mod registry;
 pub mod run;
 pub mod share;

@@ -36,7 +36,8 @@ pub enum Bound {
 }
 
 impl Bound {
-    fn onto(self, old: Option<u64>) -> Option<u64> {
+    /// What is the limit now, after `old`.
+    pub fn onto(self, old: Option<u64>) -> Option<u64> {
         match self {
             Self::Keep => old,
             Self::Lift => None,

@@ -29,8 +29,6 @@ pub enum Pins {
     Hub2,
     /// `huggingface_hub` 1.x.
     Hub1,
-    /// `datasets` and `safetensors`, with `huggingface_hub` 2.x.
-    Data,
 }
 
 impl Pins {
@@ -38,7 +36,6 @@ impl Pins {
         match self {
             Self::Hub2 => "hub2.txt",
             Self::Hub1 => "hub1.txt",
-            Self::Data => "data.txt",
         }
     }
 

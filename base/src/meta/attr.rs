@@ -67,9 +67,12 @@ impl Attr {
     pub fn atime_due(&self, read: Timestamp) -> bool {
         read > self.atime
             && read > self.ctime
-            && (self.atime <= self.mtime
-                || self.atime <= self.ctime
-                || read.0.saturating_sub(self.atime.0) >= ATIME_EVERY)
+            && (self.atime <= self.mtime || self.atime <= self.ctime || self.atime_is_old(read))
+    }
+
+    /// Whether atime is a day older than this read.
+    pub fn atime_is_old(&self, read: Timestamp) -> bool {
+        read.0.saturating_sub(self.atime.0) >= ATIME_EVERY
     }
 }
 

@@ -17,7 +17,6 @@ use hfcache_base::{ChunkId, Error, Kind, Result};
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// What dirty bytes for the end of a file have besides.
 #[derive(Default)]
@@ -201,7 +200,7 @@ impl Core {
                 }
                 inner.install(Arc::new(base));
             }
-            Err(_) => file.stale.store(true, Ordering::SeqCst),
+            Err(_) => file.stale.mark(),
         }
         if inner.mtime == pending.mtime {
             inner.mtime = None;

@@ -7,7 +7,6 @@ use hfcache_base::limits::FILE_SIZE_MAX;
 use hfcache_base::meta::{Attr, Op, Reply as Answer, SetAttr, SetTime};
 use hfcache_base::{InodeId, Kind, Result};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl Core {
     /// GETATTR.
@@ -78,7 +77,7 @@ impl Core {
                 }
                 inner.install(Arc::new(Base::new(now, content)));
             }
-            Err(_) => file.stale.store(true, Ordering::SeqCst),
+            Err(_) => file.stale.mark(),
         }
         drop(inner);
         self.forget(unwanted);

@@ -172,7 +172,7 @@ impl Core {
     fn inode_changed(&self, ino: InodeId, data: bool, remote: bool, now: Duration) {
         if remote && data {
             if let Some(file) = self.table.file(ino) {
-                file.stale.store(true, Ordering::SeqCst);
+                file.stale.mark();
                 self.stale.push(Notice::Data(ino));
             }
             self.table.pages_wrong(ino);
@@ -225,7 +225,7 @@ impl Core {
     fn everything_is_stale(&self) {
         self.table.all_pages_wrong();
         for file in self.table.files() {
-            file.stale.store(true, Ordering::SeqCst);
+            file.stale.mark();
         }
         self.stale.push(Notice::All);
         if let Some(kernel) = self.notify.get() {

@@ -10,15 +10,41 @@ use hfcache_base::seam::{Moment, View};
 use hfcache_base::{InodeId, Kind, Result};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Notify, Semaphore};
+
+/// Counts changes of the content, so that it is fresh only when what was read after the last of them is in
+/// place: until then every reader must read it for himself, not only the first one who noticed.
+#[derive(Default)]
+pub(crate) struct Stale {
+    marked: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Stale {
+    /// The content is another than the one that is known.
+    pub(crate) fn mark(&self) {
+        self.marked.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What to tell [`Stale::refreshed`] after reading the content; `None` if that is not needed.
+    fn due(&self) -> Option<u64> {
+        let marked = self.marked.load(Ordering::SeqCst);
+        (self.read.load(Ordering::SeqCst) < marked).then_some(marked)
+    }
+
+    /// The content was read after this was due, and is in place.
+    fn refreshed(&self, due: u64) {
+        self.read.fetch_max(due, Ordering::SeqCst);
+    }
+}
 
 /// See the module.
 pub(crate) struct File {
     /// Its inode.
     pub(crate) ino: InodeId,
-    /// The content changed since `base` was read.
-    pub(crate) stale: AtomicBool,
+    /// Whether the content changed since `base` was read.
+    pub(crate) stale: Stale,
     /// It has lost its last name.
     pub(crate) orphaned: AtomicBool,
     /// It has no set-id bits, unless its inode has changed since.
@@ -87,7 +113,7 @@ impl File {
     pub(crate) fn new(ino: InodeId, base: Arc<Base>) -> Self {
         Self {
             ino,
-            stale: AtomicBool::new(false),
+            stale: Stale::default(),
             orphaned: AtomicBool::new(false),
             no_set_id: AtomicBool::new(false),
             held: AtomicBool::new(false),
@@ -146,12 +172,10 @@ impl File {
         if core.is_fenced() {
             return false;
         }
-        if !self.stale.swap(false, Ordering::SeqCst) {
-            return true;
-        }
+        let Some(due) = self.stale.due() else { return true };
         let done = matches!(core.view_now(|view, _| self.reload(view)), Some(Ok(())));
-        if !done {
-            self.stale.store(true, Ordering::SeqCst);
+        if done {
+            self.stale.refreshed(due);
         }
         done
     }
@@ -168,13 +192,34 @@ impl File {
 
     /// As [`File::refresh`]; [`Kind::WouldBlock`] while an append is being committed.
     pub(crate) async fn refresh_unless_committing(&self, core: &Core) -> Result<()> {
-        if !self.stale.swap(false, Ordering::SeqCst) && !core.is_fenced() {
-            return Ok(());
+        let due = match self.stale.due() {
+            None if !core.is_fenced() => return Ok(()),
+            due => due,
+        };
+        core.view(|view, _| self.reload(view)).await?;
+        if let Some(due) = due {
+            self.stale.refreshed(due);
         }
-        let done = core.view(|view, _| self.reload(view)).await;
-        if done.is_err() {
-            self.stale.store(true, Ordering::SeqCst);
-        }
-        done
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Stale;
+
+    #[test]
+    fn all_readers_find_it_stale_until_one_has_read_what_came_last() {
+        let stale = Stale::default();
+        assert_eq!(stale.due(), None);
+        stale.mark();
+        let (one, two) = (stale.due().unwrap(), stale.due().unwrap());
+        stale.mark();
+        stale.refreshed(one);
+        assert!(stale.due().is_some(), "changed again since");
+        let three = stale.due().unwrap();
+        stale.refreshed(three);
+        stale.refreshed(two);
+        assert_eq!(stale.due(), None);
     }
 }

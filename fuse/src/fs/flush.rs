@@ -218,7 +218,7 @@ impl Core {
             match result {
                 // The bytes around those that were written have changed: taken from the file as it is now.
                 Err(e) if e.kind() == Kind::Changed && start.inline.is_some() => {
-                    file.stale.store(true, Ordering::SeqCst);
+                    file.stale.mark();
                 }
                 result => return result,
             }
@@ -264,7 +264,7 @@ impl Core {
             inner.install(Arc::new(base));
         } else if saved.attr.is_some() {
             // Committed and not to be seen: it stays dirty here and is committed once more.
-            file.stale.store(true, Ordering::SeqCst);
+            file.stale.mark();
         }
         if complete && inner.mtime == start.mtime {
             inner.mtime = None;

@@ -78,6 +78,7 @@ impl Core {
                 entry_ttl = Duration::ZERO;
             }
         }
+        self.reads.overlay(&mut attr);
         if let Some(file) = self.table.file(attr.ino) {
             file.overlay(&mut attr);
         }

@@ -6,6 +6,7 @@
 //! ([`base::Base`]) under bytes that were written and not yet committed ([`staging::Dirty`]).
 
 mod append;
+mod atime;
 mod attr;
 mod base;
 mod changes;
@@ -45,6 +46,8 @@ const READ_POINT_DEADLINE: Duration = Duration::from_secs(25);
 const FETCH_DEADLINE: Duration = Duration::from_secs(25);
 /// No request but a wait for a lock takes longer than this.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(35);
+/// Notes of reads are given up if they can't be written down within this at the end.
+const READS_AT_END: Duration = Duration::from_secs(2);
 /// First pause before something is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(30);
 /// Longest pause before something is tried again.
@@ -58,6 +61,8 @@ const PUTS_MAX: usize = 6;
 pub struct FsOptions {
     /// Refuse every change with EROFS.
     pub read_only: bool,
+    /// Keep when inodes were read (relatime).
+    pub atime: bool,
     /// For lease ends, deadlines and mtimes.
     pub clock: Arc<dyn Clock>,
     /// Where tasks run.
@@ -81,6 +86,9 @@ pub struct Unsaved {
 /// Everything operations share.
 pub(crate) struct Core {
     read_only: bool,
+    /// Reads are noted.
+    atime: bool,
+    reads: atime::Reads,
     clock: Arc<dyn Clock>,
     runtime: Runtime,
     meta: Arc<dyn Meta>,
@@ -117,6 +125,8 @@ impl Fs {
     pub fn new(options: FsOptions, meta: Arc<dyn Meta>, chunks: Arc<dyn Chunks>) -> Arc<Self> {
         let core = Arc::new_cyclic(|core| Core {
             read_only: options.read_only,
+            atime: options.atime && !options.read_only,
+            reads: atime::Reads::default(),
             clock: options.clock,
             runtime: options.runtime,
             meta,
@@ -135,6 +145,7 @@ impl Fs {
         });
         core.meta.subscribe(Arc::new(changes::Sink(Arc::downgrade(&core))));
         changes::watch_session(&core);
+        atime::start(&core);
         Arc::new(Self { core })
     }
 
@@ -142,6 +153,11 @@ impl Fs {
     /// is logged, too.
     pub async fn shutdown(&self) -> Vec<Unsaved> {
         let unsaved = flush::all(&self.core).await;
+        // Worth a moment, not more.
+        tokio::select! {
+            () = self.core.write_reads() => {}
+            () = self.core.clock.sleep(READS_AT_END) => {}
+        }
         self.core.over.store(true, Ordering::Relaxed);
         unsaved
     }
@@ -263,7 +279,11 @@ impl FileSystem for Fs {
     }
 
     fn readlink(&self, _: Caller, ino: InodeId, reply: Reply<Vec<u8>>) {
-        self.core.read_names(reply, move |_, view, _| view.readlink(ino));
+        self.core.read_names(reply, move |core, view, _| {
+            let target = view.readlink(ino)?;
+            core.was_read(ino);
+            Ok(target)
+        });
     }
 
     fn getxattr(&self, _: Caller, ino: InodeId, name: &[u8], reply: Reply<Vec<u8>>) {

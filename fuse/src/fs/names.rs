@@ -193,7 +193,12 @@ impl Core {
             match core.list(view, ino, cookie, size, plus, &lease) {
                 // Removed while it is open: an empty listing, as on every file system.
                 Err(e) if e.kind() == Kind::NotFound => Ok(Vec::new()),
-                rows => rows,
+                rows => {
+                    if cookie == 0 && rows.is_ok() {
+                        core.was_read(ino);
+                    }
+                    rows
+                }
             }
         });
     }

@@ -64,7 +64,7 @@ impl Core {
         }
         if self.known.seen() != seen {
             // A change may have been told before there was anyone to tell.
-            file.stale.store(true, Ordering::SeqCst);
+            file.stale.mark();
         }
         Ok(file)
     }
@@ -76,6 +76,10 @@ impl Core {
         // Appended bytes may land elsewhere than the kernel believes, so it shall not keep them there.
         let append = flags as i32 & libc::O_APPEND != 0;
         let direct_io = append && self.notify.get().is_some_and(|n| n.direct_is_coherent());
+        let reads = flags as i32 & (libc::O_ACCMODE | libc::O_NOATIME) == libc::O_RDONLY;
+        if keep_cache && reads {
+            self.may_be_read(file.ino);
+        }
         let handle = self.table.add_handle(file, flags, direct_io);
         Opened { handle, keep_cache, direct_io, no_flush: false }
     }
@@ -131,7 +135,7 @@ impl Core {
                 let now = core.meta.read_stale().attr(attr.ino);
                 match now {
                     Ok(now) if now.data_version == attr.data_version && now.nlink > 0 => {}
-                    Ok(now) if now.nlink > 0 => file.stale.store(true, Ordering::SeqCst),
+                    Ok(now) if now.nlink > 0 => file.stale.mark(),
                     _ => {
                         file.orphaned.store(true, Ordering::SeqCst);
                         core.hold_orphan(attr.ino);

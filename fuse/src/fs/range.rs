@@ -11,7 +11,6 @@ use hfcache_base::meta::{Op, Reply as Answer, SetAttr};
 use hfcache_base::{Error, InodeId, Kind, Result};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl Core {
     /// FALLOCATE.
@@ -184,7 +183,7 @@ impl Core {
                 Ok((attr, content)) => {
                     file.inner.lock().install(Arc::new(Base::new(attr, content)));
                 }
-                Err(_) => file.stale.store(true, Ordering::SeqCst),
+                Err(_) => file.stale.mark(),
             }
         }
         Ok(done)

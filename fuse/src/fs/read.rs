@@ -204,6 +204,9 @@ impl Core {
             Ok(handle) => handle,
             Err(kind) => return reply.fail(kind),
         };
+        if !handle.noted.swap(true, Ordering::Relaxed) {
+            self.was_read(ino);
+        }
         if handle.file.refresh_now(self) {
             let plan = Plan::new(&handle.file, offset, size);
             let now = plan.read(self, &[]);
@@ -251,7 +254,7 @@ impl Core {
             };
             let before = file.inner.lock().base.version();
             // The chunks may be gone because the file has other content by now.
-            file.stale.store(true, Ordering::SeqCst);
+            file.stale.mark();
             let refreshed = file.refresh(self).await;
             let changed = refreshed.is_ok() && file.inner.lock().base.version() != before;
             let again = changed || error.kind().is_transient();

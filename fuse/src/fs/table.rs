@@ -7,7 +7,7 @@ use hfcache_base::{Error, InodeId, Kind, Result};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Most open handles.
 const HANDLES_MAX: usize = 1 << 20;
@@ -22,6 +22,8 @@ pub(crate) struct Handle {
     pub(crate) write: bool,
     /// Its bytes go past the page cache.
     pub(crate) direct: bool,
+    /// That it was read is noted, or shall not be (O_NOATIME).
+    pub(crate) noted: AtomicBool,
     /// How it is read.
     pub(crate) readahead: Mutex<Readahead>,
 }
@@ -73,7 +75,7 @@ impl Table {
         let file = Arc::clone(&open.file);
         drop(files);
         if !file.inner.lock().install(base) {
-            file.stale.store(true, Ordering::SeqCst);
+            file.stale.mark();
         }
         Ok(file)
     }
@@ -102,6 +104,7 @@ impl Table {
             file,
             write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
             direct,
+            noted: AtomicBool::new(flags as i32 & libc::O_NOATIME != 0),
             readahead: Mutex::default(),
         };
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;

@@ -79,13 +79,23 @@ impl InFlight {
         }
     }
 
-    /// All that the file system has.
-    pub(super) fn all(&self) -> Vec<u64> {
-        let called = |shard: &Mutex<HashMap<u64, State>>| {
-            let map = shard.lock();
-            map.iter().filter(|(_, state)| **state == State::Called).map(|(unique, _)| *unique).collect()
-        };
-        self.shards.iter().flat_map(|shard| -> Vec<u64> { called(shard) }).collect()
+    /// Whether the kernel no longer waits for a request that the file system does not have yet.
+    pub(super) fn is_interrupted(&self, unique: u64) -> bool {
+        self.shard(unique).lock().get(&unique) == Some(&State::Calling { interrupted: true })
+    }
+
+    /// Interrupts everything; answers with what the file system has.
+    pub(super) fn interrupt_all(&self) -> Vec<u64> {
+        let mut called = Vec::new();
+        for shard in &self.shards {
+            for (unique, state) in shard.lock().iter_mut() {
+                match state {
+                    State::Called => called.push(*unique),
+                    State::Calling { interrupted } => *interrupted = true,
+                }
+            }
+        }
+        called
     }
 
     /// Waits until everything is answered; `false` if that takes longer than `limit`.
@@ -108,7 +118,7 @@ mod tests {
         assert_eq!(table.interrupt(8), Interrupt::Noted);
         assert!(table.called(8));
         assert_eq!(table.interrupt(8), Interrupt::Tell);
-        assert_eq!(table.all(), [8]);
+        assert_eq!(table.interrupt_all(), [8]);
         assert!(!table.wait_idle(Duration::ZERO));
         table.end(8);
         table.end(8);
@@ -122,6 +132,6 @@ mod tests {
         table.begin(2);
         table.end(2);
         assert!(!table.called(2));
-        assert!(table.all().is_empty());
+        assert!(table.interrupt_all().is_empty());
     }
 }

@@ -5,7 +5,7 @@ use super::device::Device;
 use super::notify::Notifier;
 use super::session::Session;
 use super::{helper, init, table};
-use crate::ops::{FileSystem, Notify};
+use crate::ops::{FileSystem, Gate, Notify};
 use hfcache_base::limits::FUSE_IO_MAX;
 use hfcache_base::{Error, Kind, Result};
 use parking_lot::Mutex;
@@ -31,7 +31,7 @@ const LET_GO: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(5);
 
 /// Where and how to mount.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MountOptions {
     /// An empty directory.
     pub point: PathBuf,
@@ -50,6 +50,8 @@ pub struct MountOptions {
     pub readahead_kib: u32,
     /// The threads run in the context of this runtime, so that the file system can spawn tasks.
     pub runtime: Option<tokio::runtime::Handle>,
+    /// Who has to wait, and how long; needs a runtime to wait in.
+    pub gate: Option<Arc<dyn Gate>>,
     /// The FUSE device.
     pub device: PathBuf,
 }
@@ -66,6 +68,7 @@ impl MountOptions {
             threads: 0,
             readahead_kib: 4096,
             runtime: None,
+            gate: None,
             device: PathBuf::from("/dev/fuse"),
         }
     }
@@ -154,7 +157,8 @@ impl Mount {
             }
         }
         fs.mounted(notifier);
-        let session = Session::new(fs, queues, agreed);
+        let gate = options.gate.clone().zip(options.runtime.clone());
+        let session = Session::new(fs, gate, queues, agreed);
         session.spawn(threads, options.runtime.as_ref())?;
         if let Err(error) = raise_readahead(number, options.readahead_kib) {
             info!(%error, "readahead stays at the kernel's default");

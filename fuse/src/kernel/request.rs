@@ -3,7 +3,7 @@
 
 use super::abi::{IN_HEADER, Malformed, OFFSET_MAX, Reader, cap, fattr, flag, join_time, op};
 use super::xattr::{self, Xattr};
-use crate::ops::{Place, WriteFlags};
+use crate::ops::{Place, Work, WriteFlags};
 use hfcache_base::InodeId;
 use hfcache_base::meta::{FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime};
 
@@ -189,6 +189,20 @@ impl Request<'_> {
     /// Whether the kernel waits for an answer.
     pub const fn wants_answer(&self) -> bool {
         !matches!(self, Self::Forget | Self::BatchForget(_) | Self::Interrupt { .. } | Self::Silent)
+    }
+
+    /// What a limit on its caller counts; `None` for what ends something and so must not wait.
+    pub const fn work(&self) -> Option<Work> {
+        match self {
+            Self::Read { size, .. } => Some(Work::Read(*size as u64)),
+            Self::Write { data, .. } => Some(Work::Write(data.len() as u64)),
+            Self::Flush { .. }
+            | Self::Fsync { .. }
+            | Self::Release { .. }
+            | Self::Releasedir { .. }
+            | Self::Unlock { .. } => None,
+            _ => Some(Work::Other),
+        }
     }
 }
 

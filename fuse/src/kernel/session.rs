@@ -6,7 +6,7 @@ use super::dispatch::dispatch;
 use super::inflight::{InFlight, Interrupt};
 use super::init::{Agreed, buffer_len};
 use super::request::{self, Header, Request};
-use crate::ops::{Data, FileSystem, Reply};
+use crate::ops::{Caller, Data, FileSystem, Gate, Reply, Work};
 use hfcache_base::limits::FUSE_IO_MAX;
 use hfcache_base::{Error, Result};
 use parking_lot::{Condvar, Mutex};
@@ -15,11 +15,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
 /// Buffers for READs of local files that are kept for the next one.
 const SCRATCH_KEPT: usize = 8;
+/// How often a request that has to wait is looked after: its caller may be killed.
+const WAIT_STEP: Duration = Duration::from_millis(100);
 
 /// What all threads of a mount share.
 pub(super) struct Session {
@@ -27,6 +30,7 @@ pub(super) struct Session {
     pub(super) inflight: InFlight,
     /// Flags that were agreed on with the kernel.
     agreed: u64,
+    gate: Option<(Arc<dyn Gate>, Runtime)>,
     queues: Vec<Arc<Device>>,
     scratch: Mutex<Vec<Vec<u8>>>,
     threads: AtomicUsize,
@@ -43,10 +47,16 @@ pub(super) struct Channel {
 
 impl Session {
     /// A session over these queues, at least one.
-    pub(super) fn new(fs: Arc<dyn FileSystem>, queues: Vec<Arc<Device>>, agreed: Agreed) -> Arc<Self> {
+    pub(super) fn new(
+        fs: Arc<dyn FileSystem>,
+        gate: Option<(Arc<dyn Gate>, Runtime)>,
+        queues: Vec<Arc<Device>>,
+        agreed: Agreed,
+    ) -> Arc<Self> {
         Arc::new(Self {
             fs,
             inflight: InFlight::default(),
+            gate,
             agreed: agreed.flags,
             queues,
             scratch: Mutex::default(),
@@ -113,9 +123,18 @@ impl Session {
 
     /// Asks the file system to end everything that is still waiting.
     pub(super) fn interrupt_all(&self) {
-        for unique in self.inflight.all() {
+        for unique in self.inflight.interrupt_all() {
             self.fs.interrupt(unique);
         }
+    }
+
+    /// How long a caller has to wait, and where.
+    fn has_to_wait(&self, header: &Header, work: Work) -> Option<(Duration, &Runtime)> {
+        let (gate, runtime) = self.gate.as_ref()?;
+        let Header { unique, uid, gid, pid, .. } = *header;
+        let caller = Caller { unique, uid, gid, pid, umask: 0 };
+        let wait = gate.wait(caller, work);
+        (!wait.is_zero()).then_some((wait, runtime))
     }
 
     fn interrupt(&self, unique: u64) {
@@ -185,13 +204,39 @@ impl Channel {
             Ok(Request::Init(_)) => self.error(header.unique, libc::EIO),
             Ok(request) if request.wants_answer() => {
                 self.session.inflight.begin(header.unique);
-                self.guarded(&header, || dispatch(self, &header, request));
-                if self.session.inflight.called(header.unique) {
-                    self.guarded(&header, || self.session.fs.interrupt(header.unique));
+                match request.work().and_then(|work| self.session.has_to_wait(&header, work)) {
+                    Some((wait, runtime)) => self.serve_later(header.unique, bytes.to_vec(), wait, runtime),
+                    None => self.serve(&header, request),
                 }
             }
             Ok(request) => self.guarded(&header, || dispatch(self, &header, request)),
         }
+    }
+
+    fn serve(self: &Arc<Self>, header: &Header, request: Request<'_>) {
+        self.guarded(header, || dispatch(self, header, request));
+        if self.session.inflight.called(header.unique) {
+            self.guarded(header, || self.session.fs.interrupt(header.unique));
+        }
+    }
+
+    /// Serves a request after a while, or as soon as its caller no longer waits for it.
+    fn serve_later(self: &Arc<Self>, unique: u64, bytes: Vec<u8>, wait: Duration, runtime: &Runtime) {
+        let channel = Arc::clone(self);
+        runtime.spawn(async move {
+            let mut left = wait;
+            while !left.is_zero() && !channel.session.inflight.is_interrupted(unique) {
+                let step = left.min(WAIT_STEP);
+                tokio::time::sleep(step).await;
+                left -= step;
+            }
+            // It was understood when it came.
+            if let Ok((header, body)) = request::header(&bytes)
+                && let Ok(request) = request::decode(&header, body, channel.session.agreed)
+            {
+                channel.serve(&header, request);
+            }
+        });
     }
 
     /// Calls the file system. If it panics the request is answered with EIO, by the drop of its

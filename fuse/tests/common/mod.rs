@@ -109,7 +109,8 @@ impl World {
         let chunks = Arc::new(MemChunks::new(&self.store));
         let clock = Arc::new(FastClock { start: Instant::now(), factor: speed });
         meta.set_clock(clock.clone());
-        let options = FsOptions { read_only, clock, runtime: tokio::runtime::Handle::current() };
+        let options =
+            FsOptions { read_only, atime: false, clock, runtime: tokio::runtime::Handle::current() };
         let fs = Fs::new(options, meta.clone(), chunks.clone());
         let told = Arc::new(Told::default());
         fs.mounted(told.clone());

@@ -11,6 +11,7 @@
 pub mod client;
 pub mod server;
 
+use crate::rate;
 use crate::usage::{Bound, Whose};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -95,6 +96,20 @@ pub enum Request {
     },
     /// All quotas.
     QuotaList,
+    /// Limit how fast one may go.
+    RateSet {
+        /// Who.
+        whose: Whose,
+        /// How fast.
+        change: rate::Change,
+    },
+    /// How fast may one go?
+    RateGet {
+        /// Who.
+        whose: Whose,
+    },
+    /// All rates.
+    RateList,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod doctor;
 mod env;
 mod node;
 mod quota;
+mod rate;
 mod share;
 mod status;
 mod token;
@@ -60,6 +61,9 @@ enum Command {
     /// Limit what directories, users and groups may use
     #[command(subcommand)]
     Quota(quota::Command),
+    /// Limit how fast users and groups may go
+    #[command(subcommand)]
+    Rate(rate::Command),
     /// Say what directories use, without walking them
     Du(quota::Du),
     /// Say how the cluster is
@@ -129,6 +133,7 @@ impl Cli {
             Command::Token(c) => c.run(),
             Command::Share(c) => c.run(),
             Command::Quota(c) => c.run(),
+            Command::Rate(c) => c.run(),
             Command::Du(c) => c.run(),
             Command::Status(c) => c.run(),
             Command::Demo(c) => c.run(),

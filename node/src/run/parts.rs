@@ -3,7 +3,7 @@
 use super::own::Own;
 use super::tree::Tree;
 use crate::admin::server;
-use crate::config::Config;
+use crate::config::{Atime, Config};
 use crate::control::{Admission, Control};
 use crate::data::DataDir;
 use crate::facts::FactsService;
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use hfcache_base::meta::{Applied, Change, FileKind, Op};
 use hfcache_base::seam::{ChangeSink, Chunks, Clock, Health, Meta, Net, Rng, ServiceId, Space};
 use hfcache_base::{InodeId, Kind, NodeId};
-use hfcache_fuse::export::{Export, ExportOptions};
+use hfcache_fuse::export::{Export, ExportOptions, Pace};
 use hfcache_fuse::fs::{Fs, FsOptions};
 use hfcache_fuse::kernel::{Mount, MountOptions};
 use hfcache_fuse::ops::FileSystem;
@@ -248,13 +248,15 @@ impl Parts {
         let runtime = tokio::runtime::Handle::current();
         let read_only = config.mount.read_only;
         let export = ExportOptions { root: shown_root(meta.as_ref(), config)?, ids: config.mount.ids()? };
-        let options = FsOptions { read_only, clock: clock.clone(), runtime: runtime.clone() };
+        let atime = config.mount.atime == Atime::Relatime;
+        let options = FsOptions { read_only, atime, clock: clock.clone(), runtime: runtime.clone() };
         let fs = Fs::new(options, meta.clone(), chunks);
         let mut options = MountOptions::new(&config.mount.point);
         options.allow_other = config.mount.allow_other;
         options.read_only = read_only;
         options.kernel_checks = Export::kernel_checks(&export);
         options.runtime = Some(runtime.clone());
+        options.gate = Some(Pace::new(meta.clone(), clock.clone(), export.ids.clone()));
         let serving: Arc<dyn FileSystem> = match export.is_plain() {
             true => fs.clone(),
             false => Export::new(export, fs.clone(), meta.clone(), runtime),

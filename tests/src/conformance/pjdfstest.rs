@@ -3,7 +3,6 @@
 use super::tools;
 use super::verdict::{Outcome, Outcomes};
 use crate::node;
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -57,7 +56,10 @@ impl Pjdfstest {
         let mut command = Command::new(&self.program);
         command.arg("-c").arg(&config).arg("-p").arg(dir).env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
         if remounts {
-            command.arg(REMOUNTS).env("PATH", self.path_with_mount());
+            command.arg(REMOUNTS);
+            // Past the helper of Debian's fuse3, which starts a file system where one is to be remounted.
+            stand_in(&self.scratch, "mount", "exec \"$(PATH=${PATH#*:} command -v mount)\" -i \"$@\"");
+            command.env("PATH", path_with(&self.scratch));
         }
         let output = node::run(command, PATIENCE)
             .unwrap_or_else(|| panic!("pjdfstest in {} does not end within {PATIENCE:?}", dir.display()));
@@ -72,22 +74,6 @@ impl Pjdfstest {
     }
 }
 
-impl Pjdfstest {
-    /// A search path on which `mount` asks no helper: that of FUSE takes a remount for a new mount, and looks for
-    /// a program of the file system's name.
-    fn path_with_mount(&self) -> OsString {
-        let dir = self.scratch.join("bin");
-        let script = dir.join("mount");
-        let mount = tools::from_debian("mount", "mount");
-        std::fs::create_dir_all(&dir).expect("make a directory for mount");
-        std::fs::write(&script, format!("#!/bin/sh\nexec {} -i \"$@\"\n", mount.display()))
-            .expect("write mount");
-        std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("chmod mount");
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::join_paths(std::iter::once(dir).chain(std::env::split_paths(&path))).expect("a search path")
-    }
-}
-
 fn configuration(other: &Path, remounts: bool) -> String {
     let mut text = String::from("[features]\n");
     for feature in ["posix_fallocate", "rename_ctime", "utime_now", "utimensat"] {
@@ -99,6 +85,18 @@ fn configuration(other: &Path, remounts: bool) -> String {
     // Users that every Debian has.
     text += "[dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]\n";
     text
+}
+
+/// A script that a suite finds before the program of that name.
+fn stand_in(dir: &Path, name: &str, script: &str) {
+    let path = dir.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("write a script");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make it a program");
+}
+
+/// The search path with a directory before all others.
+fn path_with(dir: &Path) -> String {
+    format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default())
 }
 
 /// The cases, and how many there should be.
@@ -155,11 +153,8 @@ impl InC {
         let mut command = Command::new("prove");
         command.args(["-r", "-v", "-m"]).arg(self.0.join("tests")).current_dir(dir);
         // The suite asks `df` for the type, and asks less of a type it does not know: both shall answer the same.
-        let df = scratch.join("df");
-        std::fs::write(&df, "#!/bin/sh\necho Filesystem Type\necho suite ext4\n").expect("write a script");
-        std::fs::set_permissions(&df, Permissions::from_mode(0o755)).expect("make it a program");
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{}:{path}", scratch.display()));
+        stand_in(scratch, "df", "echo Filesystem Type\necho suite ext4");
+        command.env("PATH", path_with(scratch));
         let output = node::run(command, patience)
             .unwrap_or_else(|| panic!("pjdfstest in {} does not end within {patience:?}", dir.display()));
         let outcomes = parse_prove(&String::from_utf8_lossy(&output.stdout));
