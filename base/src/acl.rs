@@ -142,6 +142,18 @@ impl Acl {
         &self.entries
     }
 
+    /// The list with other users and groups; entries for which there is `None` are left out. `change` keeps what
+    /// kind of entry each is.
+    #[must_use]
+    pub fn translated(&self, change: impl Fn(Tag) -> Option<Tag>) -> Self {
+        let entries = self.entries.iter();
+        let entries = entries.filter_map(|(tag, permissions)| {
+            let new = change(*tag)?;
+            (new.rank() == tag.rank()).then_some((new, *permissions))
+        });
+        Self { entries: entries.collect() }
+    }
+
     /// Whether the permission bits say all of it.
     pub fn is_mode(&self) -> bool {
         self.entries.len() == 3
@@ -237,6 +249,19 @@ mod tests {
         let short = Acl::parse(&raw(&[(1, 7, 0), (4, 5, 0), (0x20, 5, 0)])).unwrap().unwrap();
         let access = short.inherit(0o666);
         assert_eq!((access.mode(), access.is_mode()), (0o644, true));
+    }
+
+    #[test]
+    fn other_numbers_leave_a_valid_list() {
+        let acl = Acl::parse(&raw(&LONG)).unwrap().unwrap();
+        let other = acl.translated(|tag| match tag {
+            Tag::User(id) => Some(Tag::User(id + 1)),
+            Tag::Group(_) => None,
+            tag => Some(tag),
+        });
+        assert_eq!(other.permissions(Tag::User(1_001)), Some(6));
+        assert_eq!(Acl::parse(&other.to_bytes()), Ok(Some(other.clone())));
+        assert_eq!((other.entries().len(), other.mode()), (5, acl.mode()));
     }
 
     #[test]

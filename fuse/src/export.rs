@@ -5,6 +5,7 @@
 //! ids      numbers of users and groups, on the way in and out; who is squashed
 //! rights   the rules of mode bits, for callers whom the kernel takes for somebody else
 //! pace     how fast users and groups may go
+//! xattr    numbers in access control lists, and who may have which attribute
 //! ```
 //!
 //! The kernel decides by the attributes it is shown and by the caller it knows. Where that caller is squashed
@@ -16,6 +17,7 @@ mod ids;
 mod layer;
 mod pace;
 mod rights;
+mod xattr;
 
 use crate::ops::{Caller, Entry, FileSystem, Notify, Reply, Row};
 use hfcache_base::limits::OPERATION_DEADLINE;

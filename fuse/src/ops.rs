@@ -5,7 +5,7 @@
 //! what needs the network is moved to a task, and the thread goes on with the next request.
 
 use bytes::Bytes;
-use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr};
+use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, XattrMode};
 use hfcache_base::seam::LocalFile;
 use hfcache_base::{InodeId, Kind, Result};
 use std::sync::Arc;
@@ -22,6 +22,8 @@ pub struct Caller {
     pub gid: u32,
     /// Its process id, 0 for the kernel itself.
     pub pid: u32,
+    /// The permission bits it gives to nothing it makes; known where something is made, else 0.
+    pub umask: u32,
 }
 
 /// An inode and how long the kernel may believe what it is told about it.
@@ -42,6 +44,17 @@ pub struct WriteFlags {
     pub cached: bool,
     /// O_APPEND: the offset is only where the kernel believes the end to be.
     pub append: bool,
+    /// The writer may not keep the file's set-id bits.
+    pub kill_set_id: bool,
+}
+
+/// How an extended attribute is set.
+#[derive(Clone, Copy, Debug)]
+pub struct XattrFlags {
+    /// What if there is one already.
+    pub mode: XattrMode,
+    /// With an access control list: the caller may not keep the set-group-id bit.
+    pub kill_sgid: bool,
 }
 
 /// Somewhere in an open file.
@@ -198,10 +211,26 @@ pub trait FileSystem: Send + Sync + 'static {
     fn setattr(&self, caller: Caller, ino: InodeId, handle: Option<u64>, set: SetAttr, reply: Reply<Entry>);
     /// Target of a symbolic link.
     fn readlink(&self, caller: Caller, ino: InodeId, reply: Reply<Vec<u8>>);
+    /// The value of an extended attribute, whole; [`Kind::NoData`] if there is none of that name.
+    fn getxattr(&self, caller: Caller, ino: InodeId, name: &[u8], reply: Reply<Vec<u8>>);
+    /// The names of all extended attributes that the caller may know of.
+    fn listxattr(&self, caller: Caller, ino: InodeId, reply: Reply<Vec<Vec<u8>>>);
+    /// Sets an extended attribute. An access control list sets the permission bits, too.
+    fn setxattr(
+        &self,
+        caller: Caller,
+        ino: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+        reply: Reply<()>,
+    );
+    /// Removes an extended attribute.
+    fn removexattr(&self, caller: Caller, ino: InodeId, name: &[u8], reply: Reply<()>);
     /// Whether the caller may do these things (access(2)'s bits). Only asked where the kernel does not decide
     /// by itself; ENOSYS says that it may.
     fn access(&self, caller: Caller, ino: InodeId, want: u32, reply: Reply<()>);
-    /// Makes anything but an open file: mkdir, symlink, mknod.
+    /// Makes anything but an open file: mkdir, symlink, mknod. Of `mode`, the caller's umask is not yet taken off.
     fn make(
         &self,
         caller: Caller,
@@ -228,7 +257,7 @@ pub trait FileSystem: Send + Sync + 'static {
         mode: RenameMode,
         reply: Reply<()>,
     );
-    /// Makes a file and opens it; `flags` are open(2)'s.
+    /// Makes a file and opens it; `flags` are open(2)'s, and `mode` as in [`FileSystem::make`].
     fn create(
         &self,
         caller: Caller,

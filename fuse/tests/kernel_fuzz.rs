@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
 
-use hfcache_fuse::kernel::abi::{IN_HEADER, op};
+use hfcache_base::limits::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
+use hfcache_base::meta::XattrMode;
+use hfcache_fuse::kernel::abi::{IN_HEADER, cap, op};
 use hfcache_fuse::kernel::request::{Request, decode, header};
+use hfcache_fuse::kernel::xattr::Xattr;
 
 /// A small generator (SplitMix64), so that a failure can be repeated.
 struct Random(u64);
@@ -33,13 +36,22 @@ fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
 
 /// Decodes, and uses what came out.
 fn take(bytes: &[u8]) -> bool {
+    take_as(bytes, cap::SETXATTR_EXT)
+}
+
+/// As [`take`], with these flags agreed on.
+fn take_as(bytes: &[u8], agreed: u64) -> bool {
     let Ok((head, body)) = header(bytes) else { return false };
-    match decode(&head, body) {
+    match decode(&head, body, agreed) {
         Err(_) => false,
         Ok(Request::BatchForget(inodes)) => inodes.count() <= bytes.len() / 16,
         Ok(Request::Write { data, .. }) => data.len() < bytes.len(),
         Ok(Request::Lookup { name } | Request::Unlink { name }) => {
             assert!(!name.is_empty() && !name.contains(&b'/') && !name.contains(&0));
+            true
+        }
+        Ok(Request::Xattr(Xattr::Set { name, .. } | Xattr::Get { name, .. } | Xattr::Remove { name })) => {
+            assert!(!name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0));
             true
         }
         Ok(_) => true,
@@ -77,7 +89,16 @@ fn every_cut_of_a_good_request_is_an_error_or_a_request() {
     write.extend_from_slice(&5_u32.to_ne_bytes());
     write.extend_from_slice(&[0; 20]);
     write.extend_from_slice(b"bytes");
-    for (opcode, body) in [(op::WRITE, write), (op::RENAME2, [&[0; 16][..], b"a\0b\0"].concat())] {
+    let set = [&3_u32.to_ne_bytes()[..], &[0; 12], b"user.a\0val"].concat();
+    let get = [&[0; 8][..], b"user.a\0"].concat();
+    for (opcode, body) in [
+        (op::WRITE, write),
+        (op::RENAME2, [&[0; 16][..], b"a\0b\0"].concat()),
+        (op::SETXATTR, set),
+        (op::GETXATTR, get),
+        (op::LISTXATTR, vec![0; 8]),
+        (op::REMOVEXATTR, b"user.a\0".to_vec()),
+    ] {
         assert!(take(&request(opcode, &body)));
         for end in 0..body.len() {
             assert!(!take(&request(opcode, &body[..end])), "{opcode} cut at {end}");
@@ -97,4 +118,62 @@ fn counts_that_can_not_be_true_are_refused() {
     body.extend_from_slice(&u32::MAX.to_ne_bytes());
     body.extend_from_slice(&[0; 20]);
     assert!(!take(&request(op::WRITE, &body)));
+}
+
+/// What a SETXATTR asks for, or the errno it is refused with.
+fn set(
+    extended: bool,
+    how: u32,
+    own: u32,
+    name: &[u8],
+    value: &[u8],
+) -> Result<(XattrMode, bool, usize), i32> {
+    let mut body = u32::try_from(value.len()).unwrap().to_ne_bytes().to_vec();
+    body.extend_from_slice(&how.to_ne_bytes());
+    if extended {
+        body.extend_from_slice(&own.to_ne_bytes());
+        body.extend_from_slice(&[0; 4]);
+    }
+    body.extend_from_slice(name);
+    body.push(0);
+    body.extend_from_slice(value);
+    let bytes = request(op::SETXATTR, &body);
+    let (head, body) = header(&bytes).unwrap();
+    let agreed = if extended { cap::SETXATTR_EXT } else { 0 };
+    match decode(&head, body, agreed).unwrap() {
+        Request::Xattr(Xattr::Set { name: found, value: bytes, flags: Some(flags) }) => {
+            assert_eq!((found, bytes), (name, value));
+            Ok((flags.mode, flags.kill_sgid, value.len()))
+        }
+        // Both flags: answered without setting anything.
+        Request::Xattr(Xattr::Set { flags: None, .. }) => Err(0),
+        Request::Refused(errno) => Err(errno),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn extended_attributes_are_taken_within_their_bounds() {
+    let big = vec![7; XATTR_VALUE_MAX + 1];
+    let long = [b"user.".as_slice(), &[b'n'; 251]].concat();
+    for extended in [false, true] {
+        assert_eq!(set(extended, 0, 0, b"user.a", b""), Ok((XattrMode::Any, false, 0)));
+        assert_eq!(set(extended, 1, 0, b"user.a", b"x"), Ok((XattrMode::Create, false, 1)));
+        assert_eq!(set(extended, 2, 0, &long[..255], b"x"), Ok((XattrMode::Replace, false, 1)));
+        assert_eq!(set(extended, 0, 1, b"user.a", b"x"), Ok((XattrMode::Any, extended, 1)));
+        assert_eq!(set(extended, 3, 0, b"user.a", b"x"), Err(0));
+        assert_eq!(set(extended, 4, 0, b"user.a", b"x"), Err(libc::EINVAL));
+        assert_eq!(set(extended, 0, 0, &long, b"x"), Err(libc::ERANGE));
+        let most = &big[..XATTR_VALUE_MAX];
+        assert_eq!(set(extended, 0, 0, b"user.a", most), Ok((XattrMode::Any, false, XATTR_VALUE_MAX)));
+        assert_eq!(set(extended, 0, 0, b"user.a", &big), Err(libc::E2BIG));
+    }
+    // A value that is longer than the request, and no name.
+    let lie = [&u32::MAX.to_ne_bytes()[..], &[0; 12], b"user.a\0val"].concat();
+    assert!(!take(&request(op::SETXATTR, &lie)));
+    assert!(!take(&request(op::GETXATTR, &[0; 9])));
+    assert!(!take(&request(op::REMOVEXATTR, b"\0")));
+    // The longer arguments are only there if they were agreed on.
+    let short = [&3_u32.to_ne_bytes()[..], &[0; 4], b"user.a\0val"].concat();
+    assert!(take_as(&request(op::SETXATTR, &short), 0));
 }

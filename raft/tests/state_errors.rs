@@ -225,7 +225,12 @@ fn set_attr_follows_linux() {
     assert_eq!(mode(&mut w, f, SetAttr { mode: Some(0o6745), ..none.clone() }), 0o6745);
     assert_eq!(mode(&mut w, f, SetAttr { kill_suid: true, ..none.clone() }), 0o2745);
     assert_eq!(mode(&mut w, d, all), 0o6755);
-    assert_eq!(mode(&mut w, d, chown), 0o6755);
+    assert_eq!(mode(&mut w, d, chown.clone()), 0o6755);
+    // Who asks whom it belongs to is told, once.
+    let again = Op::SetAttr { ino: f, set: chown };
+    assert_eq!(w.changes(s, again), [Change::Inode { ino: f, data: false }]);
+    let other = Op::SetAttr { ino: f, set: SetAttr { uid: Some(9), ..none.clone() } };
+    assert_eq!(w.changes(s, other), [Change::Owner(f), Change::Inode { ino: f, data: false }]);
     // A set-gid directory hands its group and its bit on.
     let sub = w.dir(s, d, "sub");
     let inside = w.file(s, d, "inside");

@@ -274,4 +274,21 @@ fn capabilities_go_with_content_and_owner() {
         assert_eq!(get(&w, f, cap).is_some(), stays, "{how:?}");
         assert!(get(&w, f, b"user.a").is_some());
     }
+    // Whoever wrote the bytes, and however they got there.
+    let source = w.file(s, ROOT, "source");
+    let write = |ino| Op::Commit {
+        ino,
+        pieces: vec![Piece::Inline(b"new".to_vec())],
+        size: 3,
+        mtime: None,
+        base: None,
+    };
+    w.run(s, write(source)).unwrap();
+    let clone = Op::Clone { from: source, from_offset: 0, to: f, to_offset: 0, len: 3 };
+    for op in [write(f), clone] {
+        w.run(s, set(f, cap, b"powers", ANY)).unwrap();
+        w.run(s, op.clone()).unwrap();
+        assert_eq!(get(&w, f, cap), None, "{op:?}");
+        assert!(get(&w, f, b"user.a").is_some());
+    }
 }

@@ -24,6 +24,7 @@ pub mod random;
 pub mod sys;
 pub mod two;
 pub mod wait;
+pub mod xattr;
 
 pub use agent::Agent;
 pub use checks::Checks;

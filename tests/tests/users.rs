@@ -2,7 +2,8 @@
 //! only root can run these.
 
 use hfcache_tests::node::{Node, run};
-use hfcache_tests::two::{stat, write};
+use hfcache_tests::two::{errno, stat, write};
+use hfcache_tests::xattr::{self, ACCESS, DEFAULT, acl};
 use hfcache_tests::{Checks, Cluster, sys};
 use serde_json::Value;
 use std::fs;
@@ -230,6 +231,11 @@ fn read_only(world: &mut World) {
     ROOT.does(Path::new("/"), &format!("mount -i -o remount,rw '{}'", text(&mount)));
     ROOT.may_not(&b, "echo x >f", "Read-only file system");
     ROOT.may_not(&b, "rm f", "Read-only file system");
+    assert_eq!(errno(xattr::set(&b.join("f"), "user.x", b"")), libc::EROFS);
+    assert_eq!(errno(xattr::set(&b.join("f"), ACCESS, &acl("u::rw g::r o::-"))), libc::EROFS);
+    xattr::set(&a.join("f"), "user.x", b"1").expect("set on the other node");
+    assert_eq!(xattr::get(&b.join("f"), "user.x").expect("get"), b"1");
+    assert_eq!(errno(xattr::remove(&b.join("f"), "user.x")), libc::EROFS);
     // What others change is seen.
     write(&a.join("g"), b"new");
     assert_eq!(BOB.does(&b, "cat g"), "new");
@@ -282,6 +288,29 @@ fn squash_root(world: &mut World) {
     fs::set_permissions(a.join("open"), fs::Permissions::from_mode(0o1777)).expect("chmod");
     ALICE.does(&a, "echo x >open/hers");
     world.remount("squash = \"root\"\nanon_uid = 4001\nanon_gid = 4002");
+    // Attributes: by the mode, and what is root's is not for him.
+    for (name, value) in [("user.x", "x"), ("trusted.x", "x"), ("security.x", "x")] {
+        xattr::set(&a.join("private"), name, value.as_bytes()).expect("set");
+    }
+    xattr::set(&a.join("public"), "user.x", b"x").expect("set");
+    assert_eq!(errno(xattr::get(&b.join("private"), "user.x")), libc::EACCES);
+    assert_eq!(errno(xattr::get(&b.join("private"), "trusted.x")), libc::ENODATA);
+    assert_eq!(xattr::list(&b.join("private")).expect("list"), ["security.x", "user.x"]);
+    assert_eq!(xattr::get(&b.join("public"), "user.x").expect("get"), b"x");
+    for (name, why) in [("user.x", libc::EACCES), ("trusted.x", libc::EPERM), ("security.x", libc::EPERM)] {
+        assert_eq!(errno(xattr::set(&b.join("public"), name, b"y")), why, "{name}");
+        assert_eq!(errno(xattr::remove(&b.join("public"), name)), why, "{name}");
+    }
+    let list = acl("u::rw u:1002:rw g::r m::rw o::-");
+    assert_eq!(errno(xattr::set(&b.join("public"), ACCESS, &list)), libc::EPERM);
+    assert_eq!(errno(xattr::remove(&b.join("public"), ACCESS)), libc::EPERM);
+    write(&b.join("open/own"), b"");
+    xattr::set(&b.join("open/own"), ACCESS, &list).expect("he owns it");
+    xattr::set(&b.join("open/own"), "user.x", b"x").expect("he owns it");
+    assert_eq!(xattr::list(&a.join("open/own")).expect("list"), [ACCESS, "user.x"]);
+    // A list is kept to for everybody else.
+    BOB.does(&b, "echo x >>open/own");
+    fs::remove_file(b.join("open/own")).expect("remove");
     // Alice first, so that the kernel knows the names.
     assert_eq!(ALICE.does(&b, "cat private dir/f; echo more >>private; ls -l dir >/dev/null"), "mine\nin");
     assert_eq!(ROOT.does(&b, "cat public"), "all");
@@ -323,6 +352,17 @@ fn squash_all(world: &mut World) {
         (made.uid(), made.gid(), made.mode() & 0o7777, made.mtime()),
         (4001, 4002, 0o640, 978_307_200)
     );
+    // Attributes by the mode, and no lists.
+    let list = acl("u::rw u:4001:rw g::r m::rw o::r");
+    xattr::set(&a.join("hers"), ACCESS, &list).expect("set");
+    xattr::set(&a.join("hers"), "user.x", b"x").expect("set");
+    assert_eq!(xattr::list(&b.join("hers")).expect("list"), ["user.x"]);
+    assert_eq!(errno(xattr::get(&b.join("hers"), ACCESS)), libc::EOPNOTSUPP);
+    assert_eq!(errno(xattr::set(&b.join("open/g"), ACCESS, &list)), libc::EOPNOTSUPP);
+    assert_eq!(errno(xattr::set(&b.join("open"), DEFAULT, &list)), libc::EOPNOTSUPP);
+    assert_eq!(xattr::get(&b.join("hers"), "user.x").expect("get"), b"x");
+    assert_eq!(errno(xattr::set(&b.join("hers"), "user.x", b"y")), libc::EACCES);
+    xattr::set(&b.join("open/g"), "user.x", b"y").expect("his own");
     // And nobody is Alice, not even she.
     for who in [ALICE, BOB, ROOT] {
         assert_eq!(who.does(&b, "cat hers"), "hers");
@@ -364,6 +404,21 @@ fn maps(world: &mut World) {
     ROOT.does(&b, "touch given; chown 1001:1002 given");
     let given = stat(&a.join("given"));
     assert_eq!((given.uid(), given.gid()), (5001, 5102));
+    // Numbers in access control lists, too. Who is nobody here is in no list.
+    xattr::set(&b.join("given"), ACCESS, &acl("u::- u:1001:rw g::- g:1002:r m::rw o::-")).expect("set");
+    let stored = acl("u::- u:5001:rw g::- g:5102:r m::rw o::-");
+    assert_eq!(xattr::get(&a.join("given"), ACCESS).expect("get"), stored);
+    xattr::set(&a.join("new"), ACCESS, &acl("u::rw u:7:r u:1001:rw u:5001:r g::- m::r o::-")).expect("set");
+    let shown = xattr::get(&b.join("new"), ACCESS).expect("get");
+    assert_eq!(shown, acl("u::rw u:7:r u:1001:r g::- m::r o::-"));
+    assert_eq!(
+        errno(xattr::set(&b.join("given"), ACCESS, &acl("u::- u:5001:rw g::- m::rw o::-"))),
+        libc::EINVAL
+    );
+    chown(a.join("new"), Some(0), Some(0)).expect("chown");
+    ALICE.does(&b, "cat new");
+    Person { uid: 5001, groups: "5001" }.may_not(&b, "cat new", "Permission denied");
+    BOB.may_not(&b, "cat new", "Permission denied");
     // Who is not named is who he is; and this machine's 5001 is not the cluster's.
     BOB.does(&b, "touch his");
     assert_eq!(stat(&a.join("his")).uid(), 1002);

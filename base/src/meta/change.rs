@@ -57,6 +57,8 @@ pub enum Change {
     Rates,
     /// The access control lists of an inode changed.
     Acl(InodeId),
+    /// An inode has another owner or group.
+    Owner(InodeId),
 }
 
 /// A delta of one applied command.

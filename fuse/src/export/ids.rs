@@ -49,19 +49,29 @@ impl IdMap {
 
     /// The cluster's number; `anon` for one that is taken.
     pub fn stored(&self, local: u32, anon: u32) -> u32 {
+        self.to_cluster(local).unwrap_or(anon)
+    }
+
+    /// The cluster's number; `None` for one that is taken.
+    pub fn to_cluster(&self, local: u32) -> Option<u32> {
         match self.to_cluster.get(&local) {
-            Some(cluster) => *cluster,
-            None if self.to_local.contains_key(&local) => anon,
-            None => local,
+            Some(cluster) => Some(*cluster),
+            None if self.to_local.contains_key(&local) => None,
+            None => Some(local),
         }
     }
 
     /// This machine's number; `anon` for one that is taken.
     pub fn shown(&self, cluster: u32, anon: u32) -> u32 {
+        self.to_local(cluster).unwrap_or(anon)
+    }
+
+    /// This machine's number; `None` for one that is taken.
+    pub fn to_local(&self, cluster: u32) -> Option<u32> {
         match self.to_local.get(&cluster) {
-            Some(local) => *local,
-            None if self.to_cluster.contains_key(&cluster) => anon,
-            None => cluster,
+            Some(local) => Some(*local),
+            None if self.to_cluster.contains_key(&cluster) => None,
+            None => Some(cluster),
         }
     }
 }

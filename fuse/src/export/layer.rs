@@ -2,7 +2,9 @@
 
 use super::rights::{self, READ, SEARCH, WRITE};
 use super::{Core, Export, Searchable, ShownNotify, allowed};
-use crate::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags};
+use crate::ops::{
+    Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags, XattrFlags,
+};
 use hfcache_base::meta::{Lock, LockKind, NewNode, RenameMode, SetAttr};
 use hfcache_base::seam::View;
 use hfcache_base::{InodeId, Kind, Result};
@@ -158,6 +160,30 @@ impl FileSystem for Export {
         self.core.inner.readlink(self.core.caller(caller), self.core.ino(ino), reply);
     }
 
+    fn getxattr(&self, caller: Caller, ino: InodeId, name: &[u8], reply: Reply<Vec<u8>>) {
+        self.core.getxattr(caller, self.core.ino(ino), name, reply);
+    }
+
+    fn listxattr(&self, caller: Caller, ino: InodeId, reply: Reply<Vec<Vec<u8>>>) {
+        self.core.listxattr(caller, self.core.ino(ino), reply);
+    }
+
+    fn setxattr(
+        &self,
+        caller: Caller,
+        ino: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+        reply: Reply<()>,
+    ) {
+        self.core.setxattr(caller, self.core.ino(ino), name, value, flags, reply);
+    }
+
+    fn removexattr(&self, caller: Caller, ino: InodeId, name: &[u8], reply: Reply<()>) {
+        self.core.removexattr(caller, self.core.ino(ino), name, reply);
+    }
+
     fn access(&self, caller: Caller, ino: InodeId, want: u32, reply: Reply<()>) {
         self.core.having(caller, self.core.ino(ino), want & 7, reply, |_, reply| reply.ok(()));
     }
@@ -254,6 +280,9 @@ impl FileSystem for Export {
         flags: WriteFlags,
         reply: Reply<u32>,
     ) {
+        // The kernel believes of squashed root that it may keep set-id bits.
+        let kill_set_id = flags.kill_set_id || (self.core.squashed(c).is_some() && !flags.cached);
+        let flags = WriteFlags { kill_set_id, ..flags };
         self.core.inner.write(self.core.caller(c), self.core.ino(ino), handle, offset, data, flags, reply);
     }
 

@@ -32,6 +32,11 @@ impl Who {
     }
 }
 
+/// Whether this is the owner, or root.
+pub(super) fn owns(attr: &Attr, who: Who) -> bool {
+    who.owns(attr)
+}
+
 /// Whether mode bits allow all of `want`.
 pub(super) fn may(attr: &Attr, who: Who, want: u32) -> bool {
     if who.uid == 0 {
@@ -99,6 +104,8 @@ pub(super) fn may_set(attr: &Attr, who: Who, set: &SetAttr, open: bool) -> Resul
     if set.size.is_some() && !open && !may(attr, who, WRITE) {
         return Err(Kind::AccessDenied);
     }
+    // The kernel believes that the caller may keep them.
+    set.kill_suid |= set.size.is_some() && who.uid != 0;
     // Cutting a file brings its own times.
     if set.size.is_none() {
         let times = [set.atime, set.mtime];

@@ -149,6 +149,11 @@ impl Core {
             for change in &applied.changes {
                 match change {
                     Change::Inode { ino, data } => self.inode_changed(*ino, *data, remote, now),
+                    // The kernel asks whom an inode belongs to without a look whether what it knows is stale;
+                    // it learns that when it looks a name up.
+                    Change::Owner(ino) => names |= remote && self.known.has_attr(*ino, now),
+                    // The kernel keeps lists with the attributes, and forgets them together.
+                    Change::Acl(ino) => self.attr_changed(*ino, remote, now),
                     Change::Entry { .. } => names |= remote,
                     Change::Orphaned(ino) => self.orphaned(*ino),
                     Change::Reaped(ino) => self.table.pages_wrong(*ino),
@@ -172,8 +177,16 @@ impl Core {
             }
             self.table.pages_wrong(ino);
         }
-        if (remote || data)
-            && self.known.has_attr(ino, now)
+        if let Some(file) = self.table.file(ino) {
+            file.no_set_id.store(false, Ordering::SeqCst);
+        }
+        if remote || data {
+            self.attr_changed(ino, remote, now);
+        }
+    }
+
+    fn attr_changed(&self, ino: InodeId, remote: bool, now: Duration) {
+        if self.known.has_attr(ino, now)
             && let Some(kernel) = self.notify.get()
         {
             kernel.attr_stale(ino);

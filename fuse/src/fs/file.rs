@@ -47,6 +47,8 @@ pub(crate) struct File {
     pub(crate) stale: Stale,
     /// It has lost its last name.
     pub(crate) orphaned: AtomicBool,
+    /// It has no set-id bits, unless its inode has changed since.
+    pub(crate) no_set_id: AtomicBool,
     /// The namespace was told to keep it for this node though it has no name.
     pub(crate) held: AtomicBool,
     /// Content. Held for as long as a local write takes, never over an `await`.
@@ -113,6 +115,7 @@ impl File {
             ino,
             stale: Stale::default(),
             orphaned: AtomicBool::new(false),
+            no_set_id: AtomicBool::new(false),
             held: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 base,

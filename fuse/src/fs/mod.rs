@@ -22,8 +22,11 @@ mod read;
 mod staging;
 mod table;
 mod write;
+mod xattr;
 
-use crate::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags};
+use crate::ops::{
+    Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags, XattrFlags,
+};
 use hfcache_base::limits::FETCHES_IN_FLIGHT_MAX;
 use hfcache_base::meta::{Lock, LockKind, NewNode, Op, RenameMode, SetAttr};
 use hfcache_base::seam::{Chunks, Clock, Meta, Moment, View};
@@ -283,6 +286,30 @@ impl FileSystem for Fs {
         });
     }
 
+    fn getxattr(&self, _: Caller, ino: InodeId, name: &[u8], reply: Reply<Vec<u8>>) {
+        self.core.getxattr(ino, name, reply);
+    }
+
+    fn listxattr(&self, caller: Caller, ino: InodeId, reply: Reply<Vec<Vec<u8>>>) {
+        self.core.listxattr(caller, ino, reply);
+    }
+
+    fn setxattr(
+        &self,
+        _: Caller,
+        ino: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+        reply: Reply<()>,
+    ) {
+        self.core.setxattr(ino, name, value, flags, reply);
+    }
+
+    fn removexattr(&self, _: Caller, ino: InodeId, name: &[u8], reply: Reply<()>) {
+        self.core.removexattr(ino, name, reply);
+    }
+
     fn access(&self, _: Caller, _: InodeId, _: u32, reply: Reply<()>) {
         reply.send(Err(libc::ENOSYS));
     }
@@ -328,8 +355,8 @@ impl FileSystem for Fs {
         self.core.create(caller, parent, name, mode, flags, reply);
     }
 
-    fn open(&self, _: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
-        self.core.open(ino, flags, reply);
+    fn open(&self, caller: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
+        self.core.open(caller, ino, flags, reply);
     }
 
     fn read(&self, c: Caller, ino: InodeId, handle: u64, offset: u64, size: u32, reply: Reply<Data>) {
@@ -346,7 +373,7 @@ impl FileSystem for Fs {
         flags: WriteFlags,
         reply: Reply<u32>,
     ) {
-        self.core.write(ino, handle, offset, data, flags.append, reply);
+        self.core.write(ino, handle, offset, data, flags, reply);
     }
 
     fn flush(&self, _: Caller, ino: InodeId, handle: u64, lock_owner: u64, reply: Reply<()>) {
@@ -363,7 +390,7 @@ impl FileSystem for Fs {
 
     fn fallocate(
         &self,
-        _: Caller,
+        caller: Caller,
         ino: InodeId,
         handle: u64,
         offset: u64,
@@ -371,15 +398,15 @@ impl FileSystem for Fs {
         mode: u32,
         reply: Reply<()>,
     ) {
-        self.core.fallocate(ino, handle, offset, len, mode, reply);
+        self.core.fallocate(caller, ino, handle, offset, len, mode, reply);
     }
 
     fn seek(&self, _: Caller, ino: InodeId, handle: u64, offset: u64, data: bool, reply: Reply<u64>) {
         self.core.seek(ino, handle, offset, data, reply);
     }
 
-    fn copy(&self, _: Caller, from: Place, to: Place, len: u64, reply: Reply<u64>) {
-        self.core.copy(from, to, len, reply);
+    fn copy(&self, caller: Caller, from: Place, to: Place, len: u64, reply: Reply<u64>) {
+        self.core.copy(caller, from, to, len, reply);
     }
 
     fn tmpfile(&self, caller: Caller, parent: InodeId, mode: u32, flags: u32, reply: Reply<(Entry, Opened)>) {

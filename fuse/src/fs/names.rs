@@ -52,7 +52,7 @@ impl Core {
             name: name.to_vec(),
             node,
             mode,
-            umask: 0,
+            umask: caller.umask,
             uid: caller.uid,
             gid: caller.gid,
             exclusive: true,

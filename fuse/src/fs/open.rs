@@ -2,6 +2,7 @@
 
 use super::base::Base;
 use super::file::File;
+use super::xattr::keeps_set_id;
 use super::{Core, logged};
 use crate::ops::{Caller, Entry, Opened, Reply};
 use hfcache_base::limits::NAME_MAX;
@@ -13,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 impl Core {
     /// OPEN.
-    pub(crate) fn open(self: &Arc<Self>, ino: InodeId, flags: u32, reply: Reply<Opened>) {
+    pub(crate) fn open(self: &Arc<Self>, caller: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
         let write = flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
         let truncate = flags as i32 & libc::O_TRUNC != 0;
         if (write || truncate) && self.read_only {
@@ -31,7 +32,7 @@ impl Core {
                         Some(file) => file?,
                         None => core.view(|view, lease| core.attach(view, ino, lease.seen)).await?,
                     };
-                    core.finish_open(file, flags, truncate).await
+                    core.finish_open(file, caller, flags).await
                 });
             }
         }
@@ -83,14 +84,16 @@ impl Core {
         Opened { handle, keep_cache, direct_io, no_flush: false }
     }
 
-    async fn finish_open(self: &Arc<Self>, file: Arc<File>, flags: u32, truncate: bool) -> Result<Opened> {
+    async fn finish_open(self: &Arc<Self>, file: Arc<File>, caller: Caller, flags: u32) -> Result<Opened> {
         let attached = Attached { core: self, file: Some(file) };
         let Some(file) = attached.file.as_ref() else { return Err(Kind::Internal.into()) };
         if file.orphaned.load(Ordering::SeqCst) && !file.held.swap(true, Ordering::SeqCst) {
             self.meta.commit(Op::Hold { ino: file.ino, hold: true }).await?;
         }
-        if truncate {
-            let set = SetAttr { size: Some(0), mtime: Some(SetTime::Now), ..SetAttr::default() };
+        if flags as i32 & libc::O_TRUNC != 0 {
+            let kill_suid = !keeps_set_id(caller);
+            let mtime = Some(SetTime::Now);
+            let set = SetAttr { size: Some(0), mtime, kill_suid, ..SetAttr::default() };
             self.set_attr(file.ino, set).await?;
         }
         Ok(self.opened(attached.keep()?, flags))
@@ -114,7 +117,7 @@ impl Core {
             name: name.to_vec(),
             node: NewNode::File,
             mode,
-            umask: 0,
+            umask: caller.umask,
             uid: caller.uid,
             gid: caller.gid,
             exclusive: flags as i32 & libc::O_EXCL != 0,
@@ -145,7 +148,7 @@ impl Core {
                     return Err(Kind::Stale.into());
                 }
                 let file = core.view(|view, lease| core.attach(view, attr.ino, lease.seen)).await?;
-                core.finish_open(file, flags, flags as i32 & libc::O_TRUNC != 0).await?
+                core.finish_open(file, caller, flags).await?
             };
             Ok((core.entry_after(attr), opened))
         });
@@ -164,7 +167,8 @@ impl Core {
             return reply.fail(Kind::ReadOnly);
         }
         let nameless = flags as i32 & libc::O_EXCL != 0;
-        let op = Op::CreateNameless { parent, mode, umask: 0, uid: caller.uid, gid: caller.gid, nameless };
+        let Caller { uid, gid, umask, .. } = caller;
+        let op = Op::CreateNameless { parent, mode, umask, uid, gid, nameless };
         let core = Arc::clone(self);
         self.answer(reply, async move {
             let Answer::Entry { attr, .. } = core.commit(op).await? else {

@@ -4,7 +4,8 @@ use super::Core;
 use super::base::Base;
 use super::file::{File, Inner};
 use super::staging::Dirty;
-use crate::ops::{Place, Reply};
+use super::xattr::keeps_set_id;
+use crate::ops::{Caller, Place, Reply};
 use hfcache_base::limits::FILE_SIZE_MAX;
 use hfcache_base::meta::{Op, Reply as Answer, SetAttr};
 use hfcache_base::{Error, InodeId, Kind, Result};
@@ -15,6 +16,7 @@ impl Core {
     /// FALLOCATE.
     pub(crate) fn fallocate(
         self: &Arc<Self>,
+        caller: Caller,
         ino: InodeId,
         handle: u64,
         offset: u64,
@@ -42,6 +44,7 @@ impl Core {
         };
         let core = Arc::clone(self);
         self.answer_long(reply, async move {
+            core.change_as(caller, &file).await?;
             if file.inner.lock().is_append() {
                 core.save(&file).await?;
             }
@@ -67,6 +70,15 @@ impl Core {
             return Err(Kind::ReadOnly);
         }
         Ok(Arc::clone(&handle.file))
+    }
+
+    /// The caller is about to change a file, which costs it its set-id bits.
+    async fn change_as(self: &Arc<Self>, caller: Caller, file: &File) -> Result<()> {
+        if keeps_set_id(caller) || !self.may_be_set_id(file) {
+            Ok(())
+        } else {
+            self.kill_set_id(file.ino).await
+        }
     }
 
     fn punch(&self, file: &File, range: Range<u64>) {
@@ -109,7 +121,14 @@ impl Core {
     }
 
     /// COPY_FILE_RANGE: both files show the same chunks afterwards.
-    pub(crate) fn copy(self: &Arc<Self>, from: Place, to: Place, len: u64, reply: Reply<u64>) {
+    pub(crate) fn copy(
+        self: &Arc<Self>,
+        caller: Caller,
+        from: Place,
+        to: Place,
+        len: u64,
+        reply: Reply<u64>,
+    ) {
         let source = match self.table.handle(from.ino, from.handle) {
             Ok(handle) => Arc::clone(&handle.file),
             Err(kind) => return reply.fail(kind),
@@ -124,6 +143,7 @@ impl Core {
         }
         let core = Arc::clone(self);
         self.answer_long(reply, async move {
+            core.change_as(caller, &target).await?;
             core.save(&source).await?;
             core.save(&target).await?;
             core.clone_range(&target, from, to, len).await

@@ -4,7 +4,7 @@
 use super::file::{File, Inner};
 use super::staging::{Dirty, PieceState, PutPiece, Stage};
 use super::{Core, FETCH_DEADLINE, RETRY_FIRST, RETRY_MAX, logged};
-use crate::ops::Reply;
+use crate::ops::{Reply, WriteFlags};
 use bytes::Bytes;
 use hfcache_base::limits::{FILE_SIZE_MAX, WRITER_CHUNKS_IN_FLIGHT};
 use hfcache_base::meta::ChunkRef;
@@ -64,9 +64,10 @@ impl Core {
         handle: u64,
         offset: u64,
         data: &[u8],
-        append: bool,
+        flags: WriteFlags,
         reply: Reply<u32>,
     ) {
+        let append = flags.append;
         let handle = match self.table.handle(ino, handle) {
             Ok(handle) if handle.write => handle,
             Ok(_) => return reply.fail(Kind::BadHandle),
@@ -87,10 +88,21 @@ impl Core {
         }
         let wanted = Wanted { offset, append, direct: handle.direct };
         let file = Arc::clone(&handle.file);
-        let Some(reply) = self.take(&file, &wanted, data, reply) else { return };
-        // Bytes with a place and bytes for the end, which has none yet, are never dirty at the same time.
-        let (core, data, mut reply) = (Arc::clone(self), data.to_vec(), reply);
+        let kill = flags.kill_set_id && self.may_be_set_id(&file);
+        let reply = if kill { Some(reply) } else { self.take(&file, &wanted, data, reply) };
+        let Some(mut reply) = reply else { return };
+        let (core, data) = (Arc::clone(self), data.to_vec());
         self.runtime.spawn(async move {
+            if kill {
+                if let Err(e) = core.kill_set_id(ino).await {
+                    return reply.send(Err(logged(&e)));
+                }
+                match core.take(&file, &wanted, &data, reply) {
+                    Some(again) => reply = again,
+                    None => return,
+                }
+            }
+            // Bytes with a place and bytes for the end, which has none yet, are never dirty at the same time.
             loop {
                 if let Err(e) = core.save(&file).await {
                     return reply.send(Err(logged(&e)));

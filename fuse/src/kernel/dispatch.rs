@@ -3,7 +3,9 @@
 use super::reply;
 use super::request::{Header, Request};
 use super::session::Channel;
+use super::xattr::{Fit, Xattr, joined, sized};
 use crate::ops::{Caller, Entry, Opened, Place, Reply};
+use hfcache_base::InodeId;
 use hfcache_base::limits::FUSE_IO_MAX;
 use std::sync::Arc;
 
@@ -36,6 +38,16 @@ impl To<'_> {
         })
     }
 
+    /// A value whose length may be all that is wanted.
+    fn value(&self, size: u32) -> Reply<Vec<u8>> {
+        let unique = self.unique;
+        self.channel.reply(unique, move |to, value: Vec<u8>| match sized(value.len(), size) {
+            Fit::Length(out) => to.answer(unique, &[out.as_slice()]),
+            Fit::Whole => to.answer(unique, &[&value]),
+            Fit::TooLong => to.error(unique, libc::ERANGE),
+        })
+    }
+
     fn done(&self) -> Reply<()> {
         let unique = self.unique;
         self.channel.reply(unique, move |to, ()| to.answer(unique, &[]))
@@ -47,7 +59,7 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
     let fs = &*channel.session.fs;
     let unique = header.unique;
     let ino = header.ino;
-    let caller = Caller { unique, uid: header.uid, gid: header.gid, pid: header.pid };
+    let caller = Caller { unique, uid: header.uid, gid: header.gid, pid: header.pid, umask: 0 };
     let to = To { channel, unique };
     match request {
         Request::Lookup { name } => fs.lookup(caller, ino, name, to.entry()),
@@ -60,7 +72,9 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
             fs.readlink(caller, ino, reply);
         }
         Request::Access { want } => fs.access(caller, ino, want, to.done()),
-        Request::Make { name, node, mode } => fs.make(caller, ino, name, node, mode, to.entry()),
+        Request::Make { name, node, mode, umask } => {
+            fs.make(Caller { umask, ..caller }, ino, name, node, mode, to.entry());
+        }
         Request::Unlink { name } => fs.unlink(caller, ino, name, to.done()),
         Request::Rmdir { name } => fs.rmdir(caller, ino, name, to.done()),
         Request::Rename { name, new_parent, new_name, mode } => {
@@ -69,10 +83,12 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
         // The header names the directory here.
         Request::Link { ino: linked, name } => fs.link(caller, linked, ino, name, to.entry()),
         Request::Open { flags } => fs.open(caller, ino, flags, to.opened()),
-        Request::Create { name, mode, flags } => {
-            fs.create(caller, ino, name, mode, flags, to.created());
+        Request::Create { name, mode, umask, flags } => {
+            fs.create(Caller { umask, ..caller }, ino, name, mode, flags, to.created());
         }
-        Request::Tmpfile { mode, flags } => fs.tmpfile(caller, ino, mode, flags, to.created()),
+        Request::Tmpfile { mode, umask, flags } => {
+            fs.tmpfile(Caller { umask, ..caller }, ino, mode, flags, to.created());
+        }
         Request::Read { handle, offset, size } => {
             let reply = channel.reply(unique, move |to, data| to.data(unique, size, data));
             fs.read(caller, ino, handle, offset, size, reply);
@@ -113,6 +129,7 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
                 channel.reply(unique, move |to, stat| to.answer(unique, &[reply::statfs(&stat).as_slice()]));
             fs.statfs(caller, ino, reply);
         }
+        Request::Xattr(asked) => xattr(&to, caller, ino, &asked),
         Request::LockTest { lock } => {
             let reply = channel.reply(unique, move |to, found: Option<_>| {
                 to.answer(unique, &[reply::lock(&lock, found.as_ref()).as_slice()]);
@@ -127,5 +144,27 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
         | Request::Nothing
         | Request::Silent
         | Request::Refused(_) => {}
+    }
+}
+
+fn xattr(to: &To<'_>, caller: Caller, ino: InodeId, asked: &Xattr<'_>) {
+    let fs = &*to.channel.session.fs;
+    match *asked {
+        Xattr::Set { name, value, flags: Some(flags) } => {
+            fs.setxattr(caller, ino, name, value, flags, to.done());
+        }
+        Xattr::Set { name, flags: None, .. } => {
+            // To be made and to be replaced: one of the two is wrong, and nothing is ever set.
+            let done = to.done();
+            let look = Reply::new(|there: Result<Vec<u8>, i32>| done.send(there.and(Err(libc::EEXIST))));
+            fs.getxattr(caller, ino, name, look);
+        }
+        Xattr::Get { name, size } => fs.getxattr(caller, ino, name, to.value(size)),
+        Xattr::List { size } => {
+            let value = to.value(size);
+            let names = Reply::new(|names: Result<Vec<Vec<u8>>, i32>| value.send(names.map(|n| joined(&n))));
+            fs.listxattr(caller, ino, names);
+        }
+        Xattr::Remove { name } => fs.removexattr(caller, ino, name, to.done()),
     }
 }

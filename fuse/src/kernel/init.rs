@@ -11,18 +11,23 @@ use std::os::fd::AsFd;
 
 /// What we want where the kernel offers it. Not among them, on purpose:
 /// - `WRITEBACK_CACHE`: written bytes must reach the file system, other nodes wait for them.
-/// - `DONT_MASK`: the kernel applies the caller's umask.
-/// - `HANDLE_KILLPRIV*`: without it the kernel itself clears set-id bits before a write, with a SETATTR.
+/// - `HANDLE_KILLPRIV`, the first version: it does not say whose write may keep set-id bits.
 /// - `AUTO_INVAL_DATA`: pages are kept or dropped by version, at open and by notices; a change of mtime,
 ///   which our own writes cause, must not empty the page cache.
 /// - `EXPORT_SUPPORT`: NFS export would look up `.` and `..` by number.
 /// - `NO_OPEN_SUPPORT`: every open and close counts here.
 /// - `SECURITY_CTX`, `CREATE_SUPP_GROUP`: they add extensions to requests that nothing here needs.
+///
+/// And among them, with a price:
+/// - `HANDLE_KILLPRIV_V2`: who writes, cuts or clones into a file takes its set-id bits and capabilities away,
+///   which is up to us then. Without it the kernel asks for `security.capability` before *each* write.
+/// - `DONT_MASK`: the caller's umask is applied by the namespace, where no default list takes its place.
 const WANTED: u64 = cap::ASYNC_READ
     | cap::POSIX_LOCKS
     | cap::FLOCK_LOCKS
     | cap::ATOMIC_O_TRUNC
     | cap::BIG_WRITES
+    | cap::DONT_MASK
     | cap::DO_READDIRPLUS
     | cap::READDIRPLUS_AUTO
     | cap::ASYNC_DIO
@@ -30,8 +35,14 @@ const WANTED: u64 = cap::ASYNC_READ
     | cap::ABORT_ERROR
     | cap::MAX_PAGES
     | cap::CACHE_SYMLINKS
+    | cap::HANDLE_KILLPRIV_V2
+    | cap::SETXATTR_EXT
     | cap::INIT_EXT
     | cap::DIRECT_IO_ALLOW_MMAP;
+
+/// What we want where the kernel is to check permissions, which it turns on: it asks for access control lists, and
+/// keeps them as long as attributes.
+const WANTED_TO_CHECK: u64 = cap::POSIX_ACL;
 
 /// Requests that the kernel may have under way without anyone waiting (readahead, async direct I/O).
 const MAX_BACKGROUND: u16 = 64;
@@ -54,8 +65,8 @@ pub(super) const fn buffer_len() -> usize {
     FUSE_IO_MAX as usize + REQUEST_EXTRA
 }
 
-/// Reads the kernel's INIT and answers it.
-pub(super) fn negotiate(device: &Device) -> Result<Agreed> {
+/// Reads the kernel's INIT and answers it. `checks`: the kernel is to check permissions.
+pub(super) fn negotiate(device: &Device, checks: bool) -> Result<Agreed> {
     let mut buf = vec![0; buffer_len()];
     loop {
         let mut ready = [PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN)];
@@ -71,7 +82,7 @@ pub(super) fn negotiate(device: &Device) -> Result<Agreed> {
         };
         let broken = |_| Error::new(Kind::Protocol, "the kernel's first request is not an INIT");
         let (header, body) = request::header(&buf[..len]).map_err(broken)?;
-        let Request::Init(offer) = request::decode(&header, body).map_err(broken)? else {
+        let Request::Init(offer) = request::decode(&header, body, 0).map_err(broken)? else {
             return Err(broken(super::abi::Malformed));
         };
         if offer.major > MAJOR {
@@ -82,7 +93,7 @@ pub(super) fn negotiate(device: &Device) -> Result<Agreed> {
             send(device, header.unique, 0, &out)?;
             continue;
         }
-        return match agree(&offer) {
+        return match agree(&offer, checks) {
             Ok((agreed, out)) => {
                 send(device, header.unique, 0, &out)?;
                 Ok(agreed)
@@ -100,7 +111,7 @@ fn send(device: &Device, unique: u64, errno: i32, out: &Small) -> Result<()> {
     done.map_err(|e| Error::io(e.into()).context("answer the kernel's first request"))
 }
 
-fn agree(offer: &InitIn) -> Result<(Agreed, Small)> {
+fn agree(offer: &InitIn, checks: bool) -> Result<(Agreed, Small)> {
     if offer.major != MAJOR || offer.minor < MINOR_MIN {
         let InitIn { major, minor, .. } = offer;
         let message = format!(
@@ -108,7 +119,7 @@ fn agree(offer: &InitIn) -> Result<(Agreed, Small)> {
         );
         return Err(Error::new(Kind::Version, message));
     }
-    let flags = offer.flags & WANTED;
+    let flags = offer.flags & if checks { WANTED | WANTED_TO_CHECK } else { WANTED };
     let pages = FUSE_IO_MAX as usize / rustix::param::page_size();
     let mut out = Small::default();
     out.u32(MAJOR);
@@ -139,13 +150,14 @@ mod tests {
 
     #[test]
     fn speaks_no_newer_version_than_the_kernel_and_asks_for_nothing_it_lacks() {
-        let (agreed, out) = agree(&offer(32, cap::POSIX_LOCKS | 1 << 16)).unwrap();
+        let (agreed, out) = agree(&offer(32, cap::POSIX_LOCKS | 1 << 16), true).unwrap();
         assert_eq!(agreed.flags, cap::POSIX_LOCKS);
         assert_eq!(out.as_slice().len(), 64);
         assert_eq!(out.as_slice()[4..8], 32_u32.to_ne_bytes());
-        let (agreed, out) = agree(&offer(99, u64::MAX)).unwrap();
-        assert_eq!(agreed.flags, WANTED);
+        let (agreed, out) = agree(&offer(99, u64::MAX), false).unwrap();
+        assert_eq!((agreed.flags, WANTED & cap::POSIX_ACL), (WANTED, 0));
         assert_eq!(out.as_slice()[4..8], MINOR.to_ne_bytes());
-        assert_eq!(agree(&offer(27, u64::MAX)).unwrap_err().kind(), Kind::Version);
+        assert_eq!(agree(&offer(99, u64::MAX), true).unwrap().0.flags, WANTED | cap::POSIX_ACL);
+        assert_eq!(agree(&offer(27, u64::MAX), true).unwrap_err().kind(), Kind::Version);
     }
 }

@@ -5,7 +5,7 @@
 //! Mount ── mount.rs    mount(2) or fusermount3, stale mounts, unmounting      table.rs  /proc/self/mountinfo
 //!   └─ Session         worker threads, requests in flight, panics, the end    init.rs   what is agreed on
 //!        ├─ Device     one descriptor of /dev/fuse: read a request, write an answer
-//!        ├─ request.rs bytes → Request (pure)       reply.rs  answers → bytes (pure)
+//!        ├─ request.rs bytes → Request (pure)       reply.rs  answers → bytes (pure)     xattr.rs  both
 //!        ├─ dispatch   Request → one call of ops::FileSystem, with a Reply that writes to the device
 //!        └─ notify.rs  what the kernel keeps is no longer true
 //! ```
@@ -25,5 +25,6 @@ mod reply;
 pub mod request;
 mod session;
 mod table;
+pub mod xattr;
 
 pub use mount::{Mount, MountOptions, is_dead};

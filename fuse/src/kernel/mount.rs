@@ -124,7 +124,7 @@ impl Mount {
         fs: Arc<dyn FileSystem>,
     ) -> Result<Self> {
         let device = Arc::new(device);
-        let agreed = init::negotiate(&device)?;
+        let agreed = init::negotiate(&device, options.kernel_checks)?;
         let mounted = table::top(point)?.filter(|mounted| mounted.kind == TYPE);
         let number = mounted
             .map(|mounted| (mounted.major, mounted.minor))
@@ -158,7 +158,7 @@ impl Mount {
         }
         fs.mounted(notifier);
         let gate = options.gate.clone().zip(options.runtime.clone());
-        let session = Session::new(fs, gate, queues);
+        let session = Session::new(fs, gate, queues, agreed);
         session.spawn(threads, options.runtime.as_ref())?;
         if let Err(error) = raise_readahead(number, options.readahead_kib) {
             info!(%error, "readahead stays at the kernel's default");

@@ -1,7 +1,8 @@
 //! From the bytes of a request to what it asks. Pure: random bytes may come in, and nothing but
 //! [`Malformed`] goes wrong.
 
-use super::abi::{IN_HEADER, Malformed, OFFSET_MAX, Reader, fattr, flag, join_time, op};
+use super::abi::{IN_HEADER, Malformed, OFFSET_MAX, Reader, cap, fattr, flag, join_time, op};
+use super::xattr::{self, Xattr};
 use crate::ops::{Place, Work, WriteFlags};
 use hfcache_base::InodeId;
 use hfcache_base::meta::{FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime};
@@ -76,6 +77,7 @@ pub enum Request<'a> {
         name: &'a [u8],
         node: NewNode,
         mode: u32,
+        umask: u32,
     },
     Unlink {
         name: &'a [u8],
@@ -99,6 +101,7 @@ pub enum Request<'a> {
     Create {
         name: &'a [u8],
         mode: u32,
+        umask: u32,
         flags: u32,
     },
     Read {
@@ -145,6 +148,7 @@ pub enum Request<'a> {
     },
     Tmpfile {
         mode: u32,
+        umask: u32,
         flags: u32,
     },
     Opendir,
@@ -158,6 +162,7 @@ pub enum Request<'a> {
         handle: u64,
     },
     Statfs,
+    Xattr(Xattr<'a>),
     LockTest {
         lock: Lock,
     },
@@ -222,11 +227,11 @@ pub fn header(bytes: &[u8]) -> Result<(Header, Reader<'_>), Malformed> {
     Ok((Header { opcode, unique, ino, uid, gid, pid }, reader))
 }
 
-/// Decodes what follows the header.
+/// Decodes what follows the header, in a mount that has agreed on these flags with the kernel.
 ///
 /// # Errors
 /// [`Malformed`] if it does not follow the protocol.
-pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, Malformed> {
+pub fn decode<'a>(header: &Header, mut body: Reader<'a>, agreed: u64) -> Result<Request<'a>, Malformed> {
     let body = &mut body;
     Ok(match header.opcode {
         op::LOOKUP => Request::Lookup { name: body.name()? },
@@ -238,13 +243,12 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         op::ACCESS => Request::Access { want: body.u32()? },
         op::SYMLINK => {
             let name = body.name()?;
-            Request::Make { name, node: NewNode::Symlink(body.text()?.to_vec()), mode: 0o777 }
+            Request::Make { name, node: NewNode::Symlink(body.text()?.to_vec()), mode: 0o777, umask: 0 }
         }
         op::MKNOD => mknod(body)?,
         op::MKDIR => {
-            let mode = body.u32()? & 0o7777;
-            body.u32()?;
-            Request::Make { name: body.name()?, node: NewNode::Directory, mode }
+            let (mode, umask) = (body.u32()? & 0o7777, umask(body)?);
+            Request::Make { name: body.name()?, node: NewNode::Directory, mode, umask }
         }
         op::UNLINK => Request::Unlink { name: body.name()? },
         op::RMDIR => Request::Rmdir { name: body.name()? },
@@ -254,9 +258,9 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         op::OPEN => Request::Open { flags: body.u32()? },
         op::CREATE => {
             let flags = body.u32()?;
-            let mode = body.u32()? & 0o7777;
-            body.u64()?;
-            Request::Create { name: body.name()?, mode, flags }
+            let (mode, umask) = (body.u32()? & 0o7777, umask(body)?);
+            body.u32()?;
+            Request::Create { name: body.name()?, mode, umask, flags }
         }
         op::READ => Request::Read { handle: body.u64()?, offset: body.u64()?, size: body.u32()? },
         op::WRITE => write(body)?,
@@ -291,7 +295,7 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         op::TMPFILE => {
             // What stands for the name is none.
             let flags = body.u32()?;
-            Request::Tmpfile { flags, mode: body.u32()? & 0o7777 }
+            Request::Tmpfile { flags, mode: body.u32()? & 0o7777, umask: umask(body)? }
         }
         op::OPENDIR => Request::Opendir,
         op::READDIR | op::READDIRPLUS => Request::Readdir {
@@ -302,6 +306,10 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         },
         op::RELEASEDIR => Request::Releasedir { handle: body.u64()? },
         op::STATFS => Request::Statfs,
+        op::SETXATTR => xattr::set(body, agreed & cap::SETXATTR_EXT != 0)?,
+        op::GETXATTR => xattr::get(body)?,
+        op::LISTXATTR => xattr::list(body)?,
+        op::REMOVEXATTR => xattr::remove(body)?,
         op::GETLK => match lock(body)? {
             (_, libc::F_UNLCK) => Request::Refused(libc::EINVAL),
             (lock, _) => Request::LockTest { lock },
@@ -316,9 +324,14 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>) -> Result<Request<'a>, 
         op::FSYNCDIR | op::SYNCFS | op::DESTROY => Request::Nothing,
         op::NOTIFY_REPLY => Request::Silent,
         op::IOCTL => Request::Refused(libc::ENOTTY),
-        // ENOSYS once makes the kernel stop asking and take its own way: xattrs are not supported, POLL is always ready, STATX is a GETATTR.
+        // ENOSYS once makes the kernel stop asking and take its own way: POLL is always ready, STATX is a GETATTR.
         _ => Request::Refused(libc::ENOSYS),
     })
+}
+
+/// The caller's umask, of which only permission bits count.
+fn umask(body: &mut Reader<'_>) -> Result<u32, Malformed> {
+    Ok(body.u32()? & 0o777)
 }
 
 fn batch_forget<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
@@ -366,7 +379,8 @@ fn setattr<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
 fn mknod<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
     let mode = body.u32()?;
     let rdev = body.u32()?;
-    body.u64()?;
+    let umask = umask(body)?;
+    body.u32()?;
     let name = body.name()?;
     let node = match mode & libc::S_IFMT {
         0 | libc::S_IFREG => NewNode::File,
@@ -376,7 +390,7 @@ fn mknod<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
         libc::S_IFBLK => NewNode::Special(FileKind::BlockDevice, rdev),
         _ => return Ok(Request::Refused(libc::EINVAL)),
     };
-    Ok(Request::Make { name, node, mode: mode & 0o7777 })
+    Ok(Request::Make { name, node, mode: mode & 0o7777, umask })
 }
 
 fn rename<'a>(body: &mut Reader<'a>, flagged: bool) -> Result<Request<'a>, Malformed> {
@@ -401,12 +415,14 @@ fn write<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
     let handle = body.u64()?;
     let offset = body.u64()?;
     let size = usize::try_from(body.u32()?).map_err(|_| Malformed)?;
-    let cached = body.u32()? & flag::WRITE_CACHE != 0;
+    let bits = body.u32()?;
+    let cached = bits & flag::WRITE_CACHE != 0;
+    let kill_set_id = bits & flag::WRITE_KILL_SUIDGID != 0;
     let _lock_owner = body.u64()?;
     // As the descriptor has it at this moment: it may be changed by fcntl.
     let append = body.u32()? & libc::O_APPEND as u32 != 0 && !cached;
     body.u32()?;
-    let flags = WriteFlags { cached, append };
+    let flags = WriteFlags { cached, append, kill_set_id };
     Ok(Request::Write { handle, offset, flags, data: body.bytes(size)? })
 }
 
@@ -448,7 +464,7 @@ fn init<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {
     let max_readahead = body.u32()?;
     let low = u64::from(body.u32()?);
     // Before 7.36 there is nothing behind the first flags, and without INIT_EXT it means nothing.
-    let extended = low & super::abi::cap::INIT_EXT != 0;
+    let extended = low & cap::INIT_EXT != 0;
     let high = if extended { u64::from(body.u32()?) } else { 0 };
     Ok(Request::Init(InitIn { major, minor, max_readahead, flags: low | high << 32 }))
 }

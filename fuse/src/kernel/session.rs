@@ -4,7 +4,7 @@ use super::abi::Malformed;
 use super::device::Device;
 use super::dispatch::dispatch;
 use super::inflight::{InFlight, Interrupt};
-use super::init::buffer_len;
+use super::init::{Agreed, buffer_len};
 use super::request::{self, Header, Request};
 use crate::ops::{Caller, Data, FileSystem, Gate, Reply, Work};
 use hfcache_base::limits::FUSE_IO_MAX;
@@ -28,6 +28,8 @@ const WAIT_STEP: Duration = Duration::from_millis(100);
 pub(super) struct Session {
     pub(super) fs: Arc<dyn FileSystem>,
     pub(super) inflight: InFlight,
+    /// Flags that were agreed on with the kernel.
+    agreed: u64,
     gate: Option<(Arc<dyn Gate>, Runtime)>,
     queues: Vec<Arc<Device>>,
     scratch: Mutex<Vec<Vec<u8>>>,
@@ -49,11 +51,13 @@ impl Session {
         fs: Arc<dyn FileSystem>,
         gate: Option<(Arc<dyn Gate>, Runtime)>,
         queues: Vec<Arc<Device>>,
+        agreed: Agreed,
     ) -> Arc<Self> {
         Arc::new(Self {
             fs,
             inflight: InFlight::default(),
             gate,
+            agreed: agreed.flags,
             queues,
             scratch: Mutex::default(),
             threads: AtomicUsize::new(0),
@@ -127,7 +131,8 @@ impl Session {
     /// How long a caller has to wait, and where.
     fn has_to_wait(&self, header: &Header, work: Work) -> Option<(Duration, &Runtime)> {
         let (gate, runtime) = self.gate.as_ref()?;
-        let caller = Caller { unique: header.unique, uid: header.uid, gid: header.gid, pid: header.pid };
+        let Header { unique, uid, gid, pid, .. } = *header;
+        let caller = Caller { unique, uid, gid, pid, umask: 0 };
         let wait = gate.wait(caller, work);
         (!wait.is_zero()).then_some((wait, runtime))
     }
@@ -184,7 +189,7 @@ impl Channel {
             Ok(parts) => parts,
             Err(Malformed) => return warn!(len = bytes.len(), "the kernel sent a request without a header"),
         };
-        match request::decode(&header, body) {
+        match request::decode(&header, body, self.session.agreed) {
             Err(Malformed) => {
                 warn!(
                     opcode = header.opcode,
@@ -227,7 +232,7 @@ impl Channel {
             }
             // It was understood when it came.
             if let Ok((header, body)) = request::header(&bytes)
-                && let Ok(request) = request::decode(&header, body)
+                && let Ok(request) = request::decode(&header, body, channel.session.agreed)
             {
                 channel.serve(&header, request);
             }

@@ -231,6 +231,14 @@ impl View for Snapshot {
         Ok(Vec::new())
     }
 
+    fn xattr(&self, ino: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.inode(ino)?.xattrs.get(name).cloned())
+    }
+
+    fn xattrs(&self, ino: InodeId) -> Result<Vec<Vec<u8>>> {
+        Ok(self.0.inode(ino)?.xattrs.keys().cloned().collect())
+    }
+
     fn shares(&self) -> Result<Vec<(InodeId, Share)>> {
         Ok(Vec::new())
     }

@@ -13,10 +13,12 @@ pub mod state;
 use async_trait::async_trait;
 use chunks::{MemChunks, Store};
 use hfcache_base::InodeId;
-use hfcache_base::meta::{Attr, Lock, LockKind, NewNode, RenameMode, SetAttr, Timestamp};
+use hfcache_base::meta::{Attr, Lock, LockKind, NewNode, RenameMode, SetAttr, Timestamp, XattrMode};
 use hfcache_base::seam::{Clock, Moment};
 use hfcache_fuse::fs::{Fs, FsOptions};
-use hfcache_fuse::ops::{Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row, WriteFlags};
+use hfcache_fuse::ops::{
+    Caller, Data, Entry, FileSystem, Notify, Opened, Reply, Row, WriteFlags, XattrFlags,
+};
 use meta::{Cluster, NodeMeta};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -148,7 +150,7 @@ pub fn flock(owner: u64, exclusive: bool) -> Lock {
 impl Node {
     pub fn caller(&self) -> Caller {
         let unique = self.unique.fetch_add(2, Ordering::SeqCst);
-        Caller { unique, uid: 1000, gid: 1000, pid: 42 }
+        Caller { unique, uid: 1000, gid: 1000, pid: 42, umask: 0 }
     }
 
     pub async fn lookup(&self, parent: InodeId, name: &str) -> Answer<Entry> {
@@ -235,6 +237,23 @@ impl Node {
 
     pub async fn symlink(&self, parent: InodeId, name: &str, target: &str) -> Answer<InodeId> {
         self.make(parent, name, NewNode::Symlink(target.into()), 0o777).await.map(|a| a.ino)
+    }
+
+    pub async fn getxattr(&self, ino: InodeId, name: &str) -> Answer<Vec<u8>> {
+        ask(|r| self.fs.getxattr(self.caller(), ino, name.as_bytes(), r)).await
+    }
+
+    pub async fn listxattr(&self, ino: InodeId) -> Answer<Vec<Vec<u8>>> {
+        ask(|r| self.fs.listxattr(self.caller(), ino, r)).await
+    }
+
+    pub async fn setxattr(&self, ino: InodeId, name: &str, value: &[u8], mode: XattrMode) -> Answer<()> {
+        let flags = XattrFlags { mode, kill_sgid: false };
+        ask(|r| self.fs.setxattr(self.caller(), ino, name.as_bytes(), value, flags, r)).await
+    }
+
+    pub async fn removexattr(&self, ino: InodeId, name: &str) -> Answer<()> {
+        ask(|r| self.fs.removexattr(self.caller(), ino, name.as_bytes(), r)).await
     }
 
     pub async fn readlink(&self, ino: InodeId) -> Answer<Vec<u8>> {

@@ -1,8 +1,9 @@
 //! The rules of the namespace, in memory.
 
+use hfcache_base::acl::{self, Acl};
 use hfcache_base::meta::{
     Attr, Change, ChunkRef, Content, Extent, FileKind, NewNode, Op, Piece, RenameMode, Reply, SetAttr,
-    SetTime, Timestamp,
+    SetTime, Timestamp, XattrMode, XattrSpace,
 };
 use hfcache_base::{ChunkId, InodeId, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ pub struct Inode {
     pub names: BTreeMap<Vec<u8>, (InodeId, u64)>,
     pub parent: InodeId,
     pub holders: BTreeSet<u64>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 #[derive(Clone)]
@@ -76,6 +78,7 @@ impl State {
             names: BTreeMap::new(),
             parent,
             holders: BTreeSet::new(),
+            xattrs: BTreeMap::new(),
         };
         self.inodes.insert(ino, inode);
         ino
@@ -155,7 +158,11 @@ impl State {
                 }
                 let dir = self.dir(parent)?;
                 let gid = if dir.attr.mode & 0o2000 != 0 { dir.attr.gid } else { gid };
+                let default = dir.xattrs.get(acl::DEFAULT).cloned();
                 let ino = self.new_inode(node, mode & !umask, (uid, gid), parent, now);
+                if let Some(default) = default {
+                    self.inherit(ino, default, mode)?;
+                }
                 changes.push(self.add_name(parent, name, ino, now));
                 changes.push(Change::Inode { ino: parent, data: false });
                 Reply::Entry { attr: self.inode(ino)?.attr.clone(), created: true }
@@ -196,6 +203,22 @@ impl State {
                 self.rename((parent, name), (new_parent, new_name), mode, hold, session, now, &mut changes)?;
                 Reply::Done
             }
+            Op::SetXattr { ino, name, value, mode, kill_sgid } => {
+                let attr = self.set_xattr(ino, name, value, mode, kill_sgid, &mut changes)?;
+                Reply::Attr(attr)
+            }
+            Op::RemoveXattr { ino, name } => {
+                let acl = XattrSpace::of(&name)?.is_acl();
+                let inode = self.inode_mut(ino)?;
+                if inode.xattrs.remove(&name).is_none() && !acl {
+                    return Err(Kind::NoData.into());
+                }
+                if acl {
+                    changes.push(Change::Acl(ino));
+                }
+                changes.push(Change::Inode { ino, data: false });
+                Reply::Attr(self.inode(ino)?.attr.clone())
+            }
             Op::SetAttr { ino, set } => Reply::Attr(self.set_attr(ino, set, now, &mut changes)?),
             Op::Commit { ino, pieces, size, mtime, base: _ } => {
                 Reply::Attr(self.commit(ino, pieces, size, mtime, now, &mut changes)?)
@@ -216,6 +239,60 @@ impl State {
             _ => return Err(Kind::NotSupported.into()),
         };
         Ok((reply, changes))
+    }
+
+    /// What a new inode gets of its directory's default list, which takes the place of the umask.
+    fn inherit(&mut self, ino: InodeId, default: Vec<u8>, mode: u32) -> Result<()> {
+        let Some(list) = Acl::parse(&default)? else { return Ok(()) };
+        let inode = self.inode_mut(ino)?;
+        if inode.attr.kind == FileKind::Symlink {
+            return Ok(());
+        }
+        let access = list.inherit(mode);
+        inode.attr.mode = mode & !0o777 | access.mode();
+        if !access.is_mode() {
+            inode.xattrs.insert(acl::ACCESS.to_vec(), access.to_bytes());
+        }
+        if inode.attr.kind == FileKind::Directory {
+            inode.xattrs.insert(acl::DEFAULT.to_vec(), default);
+        }
+        Ok(())
+    }
+
+    fn set_xattr(
+        &mut self,
+        ino: InodeId,
+        name: Vec<u8>,
+        value: Vec<u8>,
+        mode: XattrMode,
+        kill_sgid: bool,
+        changes: &mut Vec<Change>,
+    ) -> Result<Attr> {
+        let space = XattrSpace::of(&name)?;
+        let inode = self.inode_mut(ino)?;
+        if !space.is_acl() {
+            match (mode, inode.xattrs.contains_key(&name)) {
+                (XattrMode::Create, true) => return Err(Kind::Exists.into()),
+                (XattrMode::Replace, false) => return Err(Kind::NoData.into()),
+                _ => {}
+            }
+            inode.xattrs.insert(name, value);
+        } else {
+            let list = Acl::parse(&value)?;
+            if let (XattrSpace::Access, Some(list)) = (space, &list) {
+                let keep = if kill_sgid { 0o5000 } else { 0o7000 };
+                inode.attr.mode = inode.attr.mode & keep | list.mode();
+            }
+            match list {
+                Some(list) if space == XattrSpace::Default || !list.is_mode() => {
+                    inode.xattrs.insert(name, value);
+                }
+                _ => drop(inode.xattrs.remove(&name)),
+            }
+            changes.push(Change::Acl(ino));
+        }
+        changes.push(Change::Inode { ino, data: false });
+        Ok(self.inode(ino)?.attr.clone())
     }
 
     fn rename(
@@ -267,7 +344,11 @@ impl State {
         let inode = self.inode_mut(ino)?;
         let before = inode.content.extents.clone();
         let attr = &mut inode.attr;
+        let owner = (attr.uid, attr.gid);
         attr.mode = set.mode.unwrap_or(attr.mode);
+        if set.kill_suid && attr.kind == FileKind::File {
+            attr.mode &= if attr.mode & 0o010 == 0 { !0o4000 } else { !0o6000 };
+        }
         attr.uid = set.uid.unwrap_or(attr.uid);
         attr.gid = set.gid.unwrap_or(attr.gid);
         let mut data = false;
@@ -279,11 +360,21 @@ impl State {
             punch(&mut content.extents, size, u64::MAX);
         }
         let time = |t: SetTime| if let SetTime::To(t) = t { t } else { now };
+        if let (Some(mode), Some(value)) = (set.mode, inode.xattrs.get_mut(acl::ACCESS))
+            && let Some(mut list) = Acl::parse(value)?
+        {
+            list.set_mode(mode);
+            *value = list.to_bytes();
+            changes.push(Change::Acl(ino));
+        }
         inode.attr.atime = set.atime.map_or(inode.attr.atime, time);
         inode.attr.mtime = set.mtime.map_or(inode.attr.mtime, time);
         inode.attr.ctime = now;
         inode.count();
         let attr = inode.attr.clone();
+        if owner != (attr.uid, attr.gid) {
+            changes.push(Change::Owner(ino));
+        }
         changes.push(Change::Inode { ino, data });
         self.freed(&before, changes);
         Ok(attr)

@@ -3,35 +3,24 @@
 #![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
 #![expect(dead_code, reason = "each test program uses its own part")]
 
+mod tree;
 mod world;
 
 use bytes::Bytes;
-use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime, Timestamp};
+use hfcache_base::meta::{FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime, Timestamp};
+use hfcache_base::meta::{XattrMode, XattrSpace};
 use hfcache_base::{InodeId, Kind, Result};
 use hfcache_fuse::ops::{
-    Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags,
+    Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags, XattrFlags,
 };
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tree::Tree;
 pub use world::*;
-
-struct Node {
-    attr: Attr,
-    data: Vec<u8>,
-    names: BTreeMap<Vec<u8>, (InodeId, u64)>,
-    locks: Vec<Lock>,
-}
-
-#[derive(Default)]
-struct Tree {
-    nodes: HashMap<InodeId, Node>,
-    next: u64,
-    cookie: u64,
-}
 
 /// A `SETLKW` that waits.
 struct Waiter {
@@ -62,6 +51,12 @@ pub struct Memory {
     pub released: Mutex<Vec<Option<u64>>>,
     /// Fallocates so far: offset, length, mode.
     pub fallocated: Mutex<Vec<(u64, u64, u32)>>,
+    /// GETXATTRs so far: names.
+    pub got: Mutex<Vec<Vec<u8>>>,
+    /// SETXATTRs of access control lists so far: whether set-gid is to go.
+    pub killed: Mutex<Vec<bool>>,
+    /// WRITEs so far: whether set-id bits are to go.
+    pub written: Mutex<Vec<bool>>,
     /// READs answer from a local file, as the chunk store does.
     pub local: OnceLock<Arc<dyn hfcache_base::seam::LocalFile>>,
     /// READs wait until interrupted.
@@ -102,6 +97,9 @@ impl Default for Memory {
             unlocked: Mutex::default(),
             released: Mutex::default(),
             fallocated: Mutex::default(),
+            got: Mutex::default(),
+            killed: Mutex::default(),
+            written: Mutex::default(),
             local: OnceLock::new(),
             stuck_reads: AtomicBool::new(false),
             stuck: Mutex::default(),
@@ -110,97 +108,6 @@ impl Default for Memory {
         };
         memory.tree.lock().insert(InodeId::ROOT, FileKind::Directory, 0o755, 0, 0);
         memory
-    }
-}
-
-impl Tree {
-    fn insert(&mut self, ino: InodeId, kind: FileKind, mode: u32, uid: u32, gid: u32) -> &mut Node {
-        let now = now();
-        let attr = Attr {
-            ino,
-            kind,
-            mode,
-            nlink: 1,
-            uid,
-            gid,
-            rdev: 0,
-            size: 0,
-            allocated: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            data_version: 1,
-        };
-        let node = Node { attr, data: Vec::new(), names: BTreeMap::new(), locks: Vec::new() };
-        self.nodes.entry(ino).insert_entry(node).into_mut()
-    }
-
-    fn node(&mut self, ino: InodeId) -> Result<&mut Node> {
-        self.nodes.get_mut(&ino).ok_or(Kind::Stale.into())
-    }
-
-    fn child(&mut self, parent: InodeId, name: &[u8]) -> Result<InodeId> {
-        let node = self.node(parent)?;
-        node.names.get(name).map(|(ino, _)| *ino).ok_or(Kind::NotFound.into())
-    }
-
-    fn add(&mut self, parent: InodeId, name: &[u8], ino: InodeId) -> Result<()> {
-        self.cookie += 1;
-        let cookie = self.cookie;
-        let dir = self.node(parent)?;
-        dir.names.insert(name.to_vec(), (ino, cookie));
-        dir.attr.mtime = now();
-        Ok(())
-    }
-
-    fn make(
-        &mut self,
-        caller: Caller,
-        parent: InodeId,
-        name: &[u8],
-        node: NewNode,
-        mode: u32,
-    ) -> Result<InodeId> {
-        if self.child(parent, name).is_ok() {
-            return Err(Kind::Exists.into());
-        }
-        let ino = InodeId(self.next);
-        self.next += 1;
-        let kind = match &node {
-            NewNode::File => FileKind::File,
-            NewNode::Directory => FileKind::Directory,
-            NewNode::Symlink(_) => FileKind::Symlink,
-            NewNode::Special(kind, _) => *kind,
-        };
-        let made = self.insert(ino, kind, mode, caller.uid, caller.gid);
-        match node {
-            NewNode::Symlink(target) => {
-                made.attr.size = target.len() as u64;
-                made.data = target;
-            }
-            NewNode::Special(_, rdev) => made.attr.rdev = rdev,
-            NewNode::File | NewNode::Directory => {}
-        }
-        self.add(parent, name, ino)?;
-        Ok(ino)
-    }
-
-    fn remove(&mut self, parent: InodeId, name: &[u8]) -> Result<()> {
-        let ino = self.child(parent, name)?;
-        self.node(parent)?.names.remove(name);
-        // Open files stay readable: inodes of a test are never freed.
-        self.node(ino)?.attr.nlink -= 1;
-        Ok(())
-    }
-
-    fn resize(&mut self, ino: InodeId, size: u64) -> Result<()> {
-        let node = self.node(ino)?;
-        node.data.resize(usize::try_from(size).unwrap(), 0);
-        node.attr.size = size;
-        node.attr.allocated = size;
-        node.attr.mtime = now();
-        node.attr.data_version += 1;
-        Ok(())
     }
 }
 
@@ -262,7 +169,7 @@ impl Memory {
     pub fn replace(&self, name: &str, content: &[u8]) {
         let mut tree = self.tree.lock();
         let _ = tree.remove(InodeId::ROOT, name.as_bytes());
-        let caller = Caller { unique: 0, uid: 0, gid: 0, pid: 0 };
+        let caller = Caller { unique: 0, uid: 0, gid: 0, pid: 0, umask: 0 };
         let ino = tree.make(caller, InodeId::ROOT, name.as_bytes(), NewNode::File, 0o644).unwrap();
         let node = tree.node(ino).unwrap();
         node.data = content.to_vec();
@@ -305,6 +212,46 @@ impl FileSystem for Memory {
     }
 
     fn forget(&self, _: InodeId) {}
+
+    fn getxattr(&self, _: Caller, ino: InodeId, name: &[u8], reply: Reply<Vec<u8>>) {
+        self.got.lock().push(name.to_vec());
+        self.with(reply, |tree| {
+            XattrSpace::of(name)?;
+            tree.node(ino)?.xattrs.get(name).cloned().ok_or(Kind::NoData.into())
+        });
+    }
+
+    fn listxattr(&self, _: Caller, ino: InodeId, reply: Reply<Vec<Vec<u8>>>) {
+        self.with(reply, |tree| Ok(tree.node(ino)?.xattrs.keys().cloned().collect()));
+    }
+
+    fn setxattr(
+        &self,
+        _: Caller,
+        ino: InodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+        reply: Reply<()>,
+    ) {
+        self.with(reply, |tree| {
+            if XattrSpace::of(name)?.is_acl() {
+                self.killed.lock().push(flags.kill_sgid);
+            }
+            let xattrs = &mut tree.node(ino)?.xattrs;
+            match (flags.mode, xattrs.contains_key(name)) {
+                (XattrMode::Create, true) => return Err(Kind::Exists.into()),
+                (XattrMode::Replace, false) => return Err(Kind::NoData.into()),
+                _ => {}
+            }
+            xattrs.insert(name.to_vec(), value.to_vec());
+            Ok(())
+        });
+    }
+
+    fn removexattr(&self, _: Caller, ino: InodeId, name: &[u8], reply: Reply<()>) {
+        self.with(reply, |tree| tree.node(ino)?.xattrs.remove(name).map(drop).ok_or(Kind::NoData.into()));
+    }
 
     fn access(&self, _: Caller, _: InodeId, _: u32, reply: Reply<()>) {
         reply.ok(());
@@ -456,9 +403,10 @@ impl FileSystem for Memory {
         _: u64,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         reply: Reply<u32>,
     ) {
+        self.written.lock().push(flags.kill_set_id);
         self.with(reply, |tree| {
             let end = offset as usize + data.len();
             let node = tree.node(ino)?;
@@ -469,6 +417,9 @@ impl FileSystem for Memory {
                     node.data.resize(end, 0);
                 }
                 node.data[offset as usize..end].copy_from_slice(data);
+            }
+            if flags.kill_set_id {
+                node.attr.mode &= !0o6000;
             }
             node.attr.size = node.attr.size.max(end as u64);
             node.attr.allocated = node.attr.size;

@@ -59,6 +59,7 @@ impl Machine<'_> {
             return Ok(Reply::Attr(inode.attr));
         }
         let now = self.now();
+        let before = (inode.attr.uid, inode.attr.gid);
         let attr = &mut inode.attr;
         attr.ctime = now;
         if let Some(uid) = set.uid {
@@ -107,6 +108,9 @@ impl Machine<'_> {
             inode.attr.mtime = time(t);
         }
         self.put_inode(&inode)?;
+        if before != (inode.attr.uid, inode.attr.gid) {
+            self.changed(Change::Owner(ino));
+        }
         self.changed(Change::Inode { ino, data });
         Ok(Reply::Attr(inode.attr))
     }
@@ -217,6 +221,7 @@ impl Machine<'_> {
         }
         if data {
             inode.attr.data_version = self.next_version();
+            self.kill_capability(inode)?;
         }
         self.put_inode(inode)?;
         self.changed(Change::Inode { ino: inode.attr.ino, data });
