@@ -59,7 +59,7 @@ impl Core {
             (inner.base.version(), inner.mtime)
         };
         let attr = self.propose_attr(ino, set).await?;
-        let loaded = self.meta.read_stale().content(ino);
+        let loaded = self.load(&file);
         let mut inner = file.inner.lock();
         if inner.mtime == mtime {
             inner.mtime = None;
@@ -88,7 +88,7 @@ impl Core {
     async fn propose_attr(&self, ino: InodeId, set: SetAttr) -> Result<Attr> {
         match self.commit(Op::SetAttr { ino, set }).await? {
             Answer::Attr(attr) | Answer::Entry { attr, .. } => Ok(attr),
-            _ => self.meta.read_stale().attr(ino),
+            _ => self.view(|view, _| view.attr(ino)).await,
         }
     }
 }

@@ -126,16 +126,20 @@ impl File {
         }
     }
 
-    /// Reads the committed content, if it is not the one that is known.
-    fn reload(&self, view: &dyn View) -> Result<()> {
+    /// The committed content, if it is not the one that is known.
+    fn newer(&self, view: &dyn View) -> Result<Option<Arc<Base>>> {
         let known = self.inner.lock().base.version();
-        if view.attr(self.ino)?.data_version != known {
-            let (attr, content) = view.content(self.ino)?;
-            if !self.inner.lock().install(Arc::new(Base::new(attr, content))) {
-                return Err(Kind::WouldBlock.into());
-            }
+        if view.attr(self.ino)?.data_version == known {
+            return Ok(None);
         }
-        Ok(())
+        let (attr, content) = view.content(self.ino)?;
+        Ok(Some(Arc::new(Base::new(attr, content))))
+    }
+
+    /// Shows newer content from now on.
+    fn take(&self, newer: Option<Arc<Base>>) -> Result<()> {
+        let Some(base) = newer else { return Ok(()) };
+        if self.inner.lock().install(base) { Ok(()) } else { Err(Kind::WouldBlock.into()) }
     }
 
     /// Makes the content as new as any that had been committed before this call, if that needs no waiting.
@@ -146,7 +150,8 @@ impl File {
         if !self.stale.swap(false, Ordering::SeqCst) {
             return true;
         }
-        let done = matches!(core.view_now(|view, _| self.reload(view)), Some(Ok(())));
+        let newer = core.view_now(|view, _| self.newer(view));
+        let done = newer.is_some_and(|newer| newer.and_then(|newer| self.take(newer)).is_ok());
         if !done {
             self.stale.store(true, Ordering::SeqCst);
         }
@@ -168,7 +173,7 @@ impl File {
         if !self.stale.swap(false, Ordering::SeqCst) && !core.is_fenced() {
             return Ok(());
         }
-        let done = core.view(|view, _| self.reload(view)).await;
+        let done = core.view(|view, _| self.newer(view)).await.and_then(|newer| self.take(newer));
         if done.is_err() {
             self.stale.store(true, Ordering::SeqCst);
         }

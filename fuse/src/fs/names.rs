@@ -74,7 +74,7 @@ impl Core {
             core.save(&file).await?;
             let attr = match core.commit(op).await? {
                 Answer::Attr(attr) | Answer::Entry { attr, .. } => attr,
-                _ => core.meta.read_stale().attr(ino)?,
+                _ => core.view(|view, _| view.attr(ino)).await?,
             };
             file.orphaned.store(false, Ordering::SeqCst);
             file.held.store(false, Ordering::SeqCst);
@@ -96,7 +96,7 @@ impl Core {
             let ino = if let Op::Link { ino, .. } = &op { Some(*ino) } else { None };
             let attr = match (core.commit(op).await?, ino) {
                 (Answer::Attr(attr) | Answer::Entry { attr, .. }, _) => attr,
-                (_, Some(ino)) => core.meta.read_stale().attr(ino)?,
+                (_, Some(ino)) => core.view(|view, _| view.attr(ino)).await?,
                 _ => return Err(Kind::Internal.into()),
             };
             Ok(core.entry_after(attr))
