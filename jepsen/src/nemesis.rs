@@ -14,6 +14,9 @@ pub enum Fault {
     Kill,
     /// SIGSTOP; later SIGCONT.
     Pause,
+    /// SIGSTOP and SIGCONT again and again, each for less than a read lease: it goes on with what it had, while
+    /// the others have gone on without it.
+    Stutter,
     /// Its cable is pulled; later put back.
     Cut,
 }
@@ -21,7 +24,7 @@ pub enum Fault {
 impl Fault {
     /// All that are possible here: cables need network namespaces.
     pub fn possible() -> Vec<Self> {
-        let mut all = vec![Self::Kill, Self::Pause];
+        let mut all = vec![Self::Kill, Self::Pause, Self::Stutter];
         if netns::missing().is_none() {
             all.push(Self::Cut);
         }
@@ -31,7 +34,7 @@ impl Fault {
     fn strike(self, cluster: &mut Cluster, node: usize) {
         match self {
             Self::Kill => cluster.node_mut(node).kill(),
-            Self::Pause => cluster.node(node).pause(),
+            Self::Pause | Self::Stutter => cluster.node(node).pause(),
             Self::Cut => cluster.cut(node),
         }
     }
@@ -39,9 +42,21 @@ impl Fault {
     fn undo(self, cluster: &mut Cluster, node: usize) {
         match self {
             Self::Kill => cluster.node_mut(node).start(),
-            Self::Pause => cluster.node(node).resume(),
+            Self::Pause | Self::Stutter => cluster.node(node).resume(),
             Self::Cut => cluster.heal(node),
         }
+    }
+
+    /// Waits as long as the fault shall last.
+    fn last(self, cluster: &Cluster, node: usize, outage: Duration, random: &mut Random) {
+        let start = Instant::now();
+        while self == Self::Stutter && start.elapsed() < outage {
+            thread::sleep(Duration::from_millis(20 + random.below(300) as u64));
+            cluster.node(node).resume();
+            thread::sleep(Duration::from_millis(20 + random.below(100) as u64));
+            cluster.node(node).pause();
+        }
+        thread::sleep(outage.saturating_sub(start.elapsed()));
     }
 }
 
@@ -82,7 +97,7 @@ pub fn rampage(
         };
         count_restart();
         next.0.strike(cluster, victim);
-        thread::sleep(outage);
+        next.0.last(cluster, victim, outage, random);
         next.0.undo(cluster, victim);
         count_restart();
         *done.entry(next).or_default() += 1;

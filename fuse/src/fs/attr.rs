@@ -86,7 +86,10 @@ impl Core {
     }
 
     async fn propose_attr(&self, ino: InodeId, set: SetAttr) -> Result<Attr> {
-        match self.commit(Op::SetAttr { ino, set }).await? {
+        let under_way = self.under_way.attr();
+        let answer = self.commit(Op::SetAttr { ino, set }).await;
+        under_way.answered(&answer);
+        match answer? {
             Answer::Attr(attr) | Answer::Entry { attr, .. } => Ok(attr),
             _ => self.view(|view, _| view.attr(ino)).await,
         }

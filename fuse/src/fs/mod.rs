@@ -87,6 +87,7 @@ pub(crate) struct Core {
     known: known::Known,
     cancels: locks::Cancels,
     stale: changes::StaleQueue,
+    under_way: changes::UnderWay,
     /// This node's session, 0 while it has none.
     session: AtomicU64,
     /// It had a session and has lost it.
@@ -123,6 +124,7 @@ impl Fs {
             known: known::Known::default(),
             cancels: locks::Cancels::default(),
             stale: changes::StaleQueue::start(core.clone()),
+            under_way: changes::UnderWay::default(),
             session: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
             over: AtomicBool::new(false),
