@@ -83,7 +83,7 @@ pub fn rampage(
         let others: Vec<usize> = (0..cluster.len()).filter(|n| *n != leader).collect();
         let victim = if next.1 { leader } else { *random.pick(&others) };
         // Between a blink and longer than an election.
-        let outage = Duration::from_millis(300 + random.below(3_200) as u64);
+        let outage = Duration::from_millis(300 + random.below(2_500) as u64);
         println!(
             "  {:5.1} s: {:?} node {victim}{} for {outage:?}",
             start.elapsed().as_secs_f64(),
@@ -101,7 +101,7 @@ pub fn rampage(
         next.0.undo(cluster, victim);
         count_restart();
         *done.entry(next).or_default() += 1;
-        thread::sleep(Duration::from_millis(random.below(2_000) as u64));
+        thread::sleep(Duration::from_millis(random.below(1_200) as u64));
     }
     done
 }
