@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 const NODES: usize = 3;
-const CLIENTS_PER_NODE: usize = 3;
+const CLIENTS_PER_NODE: usize = 5;
 
 /// `HFCACHE_JEPSEN_SECONDS`, or as long as every fault takes once.
 fn span() -> Duration {
