@@ -147,14 +147,17 @@ impl Core {
     }
 
     /// Looks at the namespace, then calls the inner file system: at once if this node may read without
-    /// asking, else from a task.
+    /// asking and what it saw may be told, else from a task.
     fn after<T: Send + 'static, V: Send>(
         self: &Arc<Self>,
         reply: Reply<T>,
         check: impl Fn(&Self, &dyn View) -> Result<V> + Send + 'static,
         then: impl FnOnce(&Arc<Self>, V, Reply<T>) + Send + 'static,
     ) {
-        let checked = self.meta.read_local().map(|(view, _)| check(self, view.as_ref()));
+        let checked = self.meta.read_local().and_then(|(view, _)| {
+            let checked = check(self, view.as_ref());
+            view.settles_at().is_none().then_some(checked)
+        });
         match checked {
             Some(Ok(value)) => then(self, value, reply),
             Some(Err(e)) => reply.fail(e.kind()),
@@ -164,7 +167,15 @@ impl Core {
                     if let Err(e) = core.meta.read_point(OPERATION_DEADLINE).await {
                         return reply.fail(e.kind());
                     }
-                    let checked = check(&core, core.meta.read_stale().as_ref());
+                    let (checked, settles_at) = {
+                        let view = core.meta.read_stale();
+                        (check(&core, view.as_ref()), view.settles_at())
+                    };
+                    if let Some(index) = settles_at
+                        && let Err(e) = core.meta.settled(index, OPERATION_DEADLINE).await
+                    {
+                        return reply.fail(e.kind());
+                    }
                     match checked {
                         Ok(value) => then(&core, value, reply),
                         Err(e) => reply.fail(e.kind()),

@@ -52,6 +52,66 @@ async fn without_a_lease_everything_still_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_settled_is_told_when_it_is_and_never_kept() {
+    use futures::FutureExt;
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let ino = a.put(ROOT, "f", b"old").await;
+    let link = a.symlink(ROOT, "l", "target").await.expect("symlink");
+    let h = b.open(ino, libc::O_RDONLY).await.expect("open").handle;
+    assert_eq!(b.read(ino, h, 0, 100).await, Ok(b"old".to_vec()));
+    b.meta.settled.send_replace(false);
+    let w = a.open(ino, libc::O_WRONLY).await.expect("open").handle;
+    a.write_all(ino, w, b"new and longer").await;
+    a.close(ino, w).await.expect("close");
+    {
+        let mut asked = vec![
+            b.lookup(ROOT, "f")
+                .map(|e| format!("{:?}", e.map(|e| (e.attr.size, e.attr_ttl, e.entry_ttl))))
+                .boxed(),
+            b.lookup(ROOT, "g").map(|e| format!("{:?}", e.err())).boxed(),
+            b.getattr(ino).map(|a| format!("{:?}", a.map(|a| a.size))).boxed(),
+            b.list(ROOT, 4096, true).map(|rows| rows.len().to_string()).boxed(),
+            b.readlink(link).map(|to| format!("{to:?}")).boxed(),
+            b.open(ino, libc::O_RDONLY).map(|o| o.is_ok().to_string()).boxed(),
+            b.read(ino, h, 0, 100).map(|bytes| format!("{bytes:?}")).boxed(),
+        ];
+        let first = futures::future::select_all(&mut asked);
+        let first = tokio::time::timeout(std::time::Duration::from_millis(100), first).await;
+        assert!(first.is_err(), "told before it was settled: {:?}", first.map(|(told, ..)| told));
+        b.meta.settled.send_replace(true);
+        let told = futures::future::join_all(asked).await;
+        let new = format!("{:?}", Ok::<_, i32>(b"new and longer".to_vec()));
+        let target = format!("{:?}", Ok::<_, i32>(b"target".to_vec()));
+        let want = ["Ok((14, 0ns, 0ns))", "Some(2)", "Ok(14)", "4", &target, "true", &new];
+        assert_eq!(told, want);
+    }
+    assert!(!b.lookup(ROOT, "f").await.expect("lookup").attr_ttl.is_zero());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernel_of_the_node_that_replaces_a_name_is_told_as_soon_as_others_show_it() {
+    let world = World::new();
+    let a = world.node();
+    a.told.can_expire_names.store(true, Ordering::SeqCst);
+    let told = || a.told.names.load(Ordering::SeqCst);
+    let ino = a.put(ROOT, "t", b"new").await;
+    a.put(ROOT, "f", b"old").await;
+    assert!(!a.lookup(ROOT, "f").await.expect("lookup").entry_ttl.is_zero());
+    assert_eq!(told(), 0, "a new name is in nobody's cache");
+    a.rename((ROOT, "t"), (ROOT, "f")).await.expect("rename");
+    assert_eq!(told(), 1);
+    a.unlink(ROOT, "f").await.expect("unlink");
+    assert_eq!(told(), 2);
+    let before = a.told.attrs.lock().len();
+    a.getattr(ino).await.err();
+    let ino = a.put(ROOT, "g", b"").await;
+    a.getattr(ino).await.expect("getattr");
+    a.setattr(ino, SetAttr { mode: Some(0o600), ..SetAttr::default() }).await.expect("chmod");
+    assert!(a.told.attrs.lock()[before..].contains(&ino));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_reads_its_own_unflushed_writes() {
     let world = World::new();
     let (a, b) = (world.node(), world.node());

@@ -1,9 +1,9 @@
-//! Whether a history of registers keeps the promise, and whether it is even linearizable.
+//! Whether a history of registers is linearizable.
 //!
-//! The promise is [`acknowledged`]: what was answered is seen by every later look, on every node. A look during
-//! a write may see either value, on each node by itself; a linearizable register would settle that, too, which
-//! [`linearizable`] tells. Every value is written at most once, so for that the test of Gibbons and Korach ("Testing shared memories", 1997)
-//! is exact and takes `n log n`. All operations on one value form its *zone*, from the first answer to the last
+//! [`acknowledged`] asks for a part of that: what was answered is seen by every later look, on every node. A look
+//! during a write may then see either value, on each node by itself. [`linearizable`] settles that, too: once one
+//! look has seen the new value, no later one sees the old. Every value is written at most once, so for that the
+//! test of Gibbons and Korach ("Testing shared memories", 1997) is exact and takes `n log n`. All operations on one value form its *zone*, from the first answer to the last
 //! call among them. If that is a stretch of time ("forward"), the register must have held the value over all of
 //! it; if not ("backward"), one moment between the last call and the first answer is enough. A history is
 //! linearizable when no two forward zones overlap, no backward zone lies within a forward one, and no value is
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_was_answered_must_be_seen_and_what_was_not_may_be() {
-        // Two nodes disagree while 2 is being written: allowed, though not linearizable.
+        // Two nodes disagree while 2 is being written: nothing that was answered is missed, but it is not linearizable.
         let during = [write(1, 0, 1), write(2, 2, 9), read(2, 3, 4), read(1, 5, 6)];
         assert_eq!(acknowledged(&during), None);
         assert!(linearizable(&during).is_some());

@@ -14,6 +14,9 @@ pub enum Fault {
     Kill,
     /// SIGSTOP; later SIGCONT.
     Pause,
+    /// SIGSTOP and SIGCONT again and again, each for less than a read lease: it goes on with what it had, while
+    /// the others have gone on without it.
+    Stutter,
     /// Its cable is pulled; later put back.
     Cut,
 }
@@ -21,7 +24,7 @@ pub enum Fault {
 impl Fault {
     /// All that are possible here: cables need network namespaces.
     pub fn possible() -> Vec<Self> {
-        let mut all = vec![Self::Kill, Self::Pause];
+        let mut all = vec![Self::Kill, Self::Pause, Self::Stutter];
         if netns::missing().is_none() {
             all.push(Self::Cut);
         }
@@ -31,7 +34,7 @@ impl Fault {
     fn strike(self, cluster: &mut Cluster, node: usize) {
         match self {
             Self::Kill => cluster.node_mut(node).kill(),
-            Self::Pause => cluster.node(node).pause(),
+            Self::Pause | Self::Stutter => cluster.node(node).pause(),
             Self::Cut => cluster.cut(node),
         }
     }
@@ -39,9 +42,21 @@ impl Fault {
     fn undo(self, cluster: &mut Cluster, node: usize) {
         match self {
             Self::Kill => cluster.node_mut(node).start(),
-            Self::Pause => cluster.node(node).resume(),
+            Self::Pause | Self::Stutter => cluster.node(node).resume(),
             Self::Cut => cluster.heal(node),
         }
+    }
+
+    /// Waits as long as the fault shall last.
+    fn last(self, cluster: &Cluster, node: usize, outage: Duration, random: &mut Random) {
+        let start = Instant::now();
+        while self == Self::Stutter && start.elapsed() < outage {
+            thread::sleep(Duration::from_millis(5 + random.below(60) as u64));
+            cluster.node(node).resume();
+            thread::sleep(Duration::from_millis(5 + random.below(30) as u64));
+            cluster.node(node).pause();
+        }
+        thread::sleep(outage.saturating_sub(start.elapsed()));
     }
 }
 
@@ -57,6 +72,8 @@ pub fn rampage(
     let mut done: BTreeMap<(Fault, bool), usize> = BTreeMap::new();
     let mut plan: Vec<(Fault, bool)> =
         Fault::possible().into_iter().flat_map(|f| [(f, true), (f, false)]).collect();
+    // Nodes that are a little apart are what a strict judgement needs, and they are so by chance only.
+    plan.extend([(Fault::Stutter, true), (Fault::Stutter, false)]);
     let start = Instant::now();
     while start.elapsed() < span || !plan.is_empty() {
         let next = if plan.is_empty() {
@@ -68,7 +85,7 @@ pub fn rampage(
         let others: Vec<usize> = (0..cluster.len()).filter(|n| *n != leader).collect();
         let victim = if next.1 { leader } else { *random.pick(&others) };
         // Between a blink and longer than an election.
-        let outage = Duration::from_millis(300 + random.below(3_200) as u64);
+        let outage = Duration::from_millis(300 + random.below(2_500) as u64);
         println!(
             "  {:5.1} s: {:?} node {victim}{} for {outage:?}",
             start.elapsed().as_secs_f64(),
@@ -82,11 +99,11 @@ pub fn rampage(
         };
         count_restart();
         next.0.strike(cluster, victim);
-        thread::sleep(outage);
+        next.0.last(cluster, victim, outage, random);
         next.0.undo(cluster, victim);
         count_restart();
         *done.entry(next).or_default() += 1;
-        thread::sleep(Duration::from_millis(random.below(2_000) as u64));
+        thread::sleep(Duration::from_millis(random.below(1_200) as u64));
     }
     done
 }

@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Registers of a run. Even ones are files, odd ones links.
-pub const KEYS: usize = 6;
-/// A pause after an operation: long enough that faults, not the load, decide; short enough for races.
-const THINK: Duration = Duration::from_millis(3);
+/// Registers of a run: few, so that nodes meet at them. Even ones are files, odd ones links.
+pub const KEYS: usize = 2;
+/// The longest pause after an operation. Most are shorter, and no two clients go in step: a client that calls
+/// while its node stands still must not have called before it did.
+const THINK_MAX_US: usize = 16_000;
 /// After an error, as long as a client would wait.
 const AFTER_ERROR: Duration = Duration::from_millis(50);
 
@@ -88,6 +89,7 @@ pub fn client(me: usize, dir: &Path, run: &Run, restarts: &AtomicU64, mut random
                 }
             })
         };
-        thread::sleep(if matches!(outcome, Outcome::Ok(_)) { THINK } else { AFTER_ERROR });
+        let think = Duration::from_micros(random.below(THINK_MAX_US) as u64);
+        thread::sleep(if matches!(outcome, Outcome::Ok(_)) { think } else { AFTER_ERROR });
     }
 }

@@ -82,6 +82,22 @@ pub trait Replica: Send + Sync + 'static {
     /// # Errors
     /// As [`hfcache_base::seam::Meta::read_point`].
     async fn catch_up(&self) -> Result<()>;
+    /// The newest index applied here that is not known to be settled; 0 if all is. See
+    /// [`hfcache_base::seam::Meta::settled`].
+    fn newest(&self) -> u64 {
+        0
+    }
+    /// Whether an index is settled.
+    fn is_settled(&self, _index: u64) -> bool {
+        true
+    }
+    /// Waits until an index is settled.
+    ///
+    /// # Errors
+    /// As [`hfcache_base::seam::Meta::settled`].
+    async fn settled(&self, _index: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// See the module. Cheap to clone.
@@ -123,7 +139,15 @@ impl LocalLocks {
     /// See [`hfcache_base::seam::Meta::lock_local`]. Pure memory. `Some(Err(WouldBlock))` is a conflict
     /// between processes of this node; a caller that wants to wait goes on with [`LocalLocks::lock`].
     pub fn lock_local(&self, ino: InodeId, lock: Lock) -> Option<Result<()>> {
-        match self.0.table.lock().attempt(ino, lock, false) {
+        let mut table = self.0.table.lock();
+        if let Some(entry) = table.entries.get_mut(&ino).filter(|e| e.since > 0) {
+            if !self.0.replica.is_settled(entry.since) {
+                // Others may not know yet that it is ours.
+                return None;
+            }
+            entry.since = 0;
+        }
+        match table.attempt(ino, lock, false) {
             Attempt::Granted => Some(Ok(())),
             Attempt::Conflict => Some(Err(Kind::WouldBlock.into())),
             Attempt::Refused(kind) => Some(Err(kind.into())),
@@ -176,7 +200,9 @@ impl LocalLocks {
     /// # Errors
     /// As [`Propose::propose`].
     pub async fn lock_test(&self, ino: InodeId, lock: Lock) -> Result<Option<LockHolder>> {
-        self.0.test(ino, normal(lock)?).await
+        let holder = self.0.test(ino, normal(lock)?).await?;
+        self.0.settle().await?;
+        Ok(holder)
     }
 
     /// See [`hfcache_base::seam::Meta::lock_held`]. When in doubt it says yes.
@@ -267,8 +293,10 @@ impl Inner {
                     let known = table.tell_granted(*ino, lock, Told::Granted);
                     let holder = LockHolder { session: *session, lock: *lock };
                     let turn = self.clock.now().after(TURN);
+                    let since = self.replica.newest();
                     let entry = table.adopt(*ino);
                     entry.turn = turn;
+                    entry.since = since;
                     if known {
                         entry.queue.held.set(holder);
                     }

@@ -13,6 +13,11 @@ use std::time::Duration;
 /// A consistent state of the namespace. Hold it only as long as a few look-ups take: it pins pages of the
 /// store, so never across an `await`.
 pub trait View: Send {
+    /// What was looked at in this view so far may be told to anybody once this index is settled, see
+    /// [`Meta::settled`]. `None`: at once. Also an error tells something.
+    fn settles_at(&self) -> Option<u64> {
+        None
+    }
     /// The inode behind a name. `.` and `..` are not stored.
     ///
     /// # Errors
@@ -147,7 +152,8 @@ pub trait ChangeSink: Send + Sync + 'static {
 #[async_trait]
 pub trait Meta: Send + Sync + 'static {
     /// The newest state, if this node may read it without asking anyone: it holds a read lease. The
-    /// moment says until when what is read stays linearizable, for caches with an expiry.
+    /// moment says until when what is read stays linearizable, for caches with an expiry. What is read may be
+    /// told when it is settled, see [`View::settles_at`].
     fn read_local(&self) -> Option<(Box<dyn View + '_>, Moment)>;
     /// Waits until this node may read; then [`Meta::read_stale`] shows every operation that had returned
     /// anywhere before this call.
@@ -157,6 +163,15 @@ pub trait Meta: Send + Sync + 'static {
     async fn read_point(&self, deadline: Duration) -> Result<()>;
     /// The newest state this node has, however old that is.
     fn read_stale(&self) -> Box<dyn View + '_>;
+    /// Waits until a log index is settled: from then on no node shows a state from before it. What a view
+    /// showed must not be told before its [`View::settles_at`] is: it may be the effect of an operation that is
+    /// still under way, which another node does not show yet.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] without a quorum within the deadline; [`Kind::Fenced`].
+    async fn settled(&self, _index: u64, _deadline: Duration) -> Result<()> {
+        Ok(())
+    }
     /// Proposes an operation, waits until it is applied here, and returns its reply. Repeats it until
     /// there is an answer or [`crate::limits::OPERATION_DEADLINE`] has passed; it takes effect at most once.
     ///

@@ -170,7 +170,7 @@ impl Core {
 
     /// A commit took effect: its bytes become committed content and stop being dirty, in one step.
     fn appended(self: &Arc<Self>, file: &Arc<File>, pending: &Pending, attr: Option<Attr>) {
-        let loaded = self.meta.read_stale().content(file.ino);
+        let loaded = self.load(file);
         let (mut publish, mut carry, mut unwanted) = (None, None, Vec::new());
         let mut data = IntervalSet::default();
         data.insert(pending.run.clone());

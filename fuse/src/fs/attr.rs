@@ -58,7 +58,7 @@ impl Core {
             (inner.base.version(), inner.mtime)
         };
         let attr = self.propose_attr(ino, set).await?;
-        let loaded = self.meta.read_stale().content(ino);
+        let loaded = self.load(&file);
         let mut inner = file.inner.lock();
         if inner.mtime == mtime {
             inner.mtime = None;
@@ -85,9 +85,12 @@ impl Core {
     }
 
     async fn propose_attr(&self, ino: InodeId, set: SetAttr) -> Result<Attr> {
-        match self.commit(Op::SetAttr { ino, set }).await? {
+        let under_way = self.under_way.attr();
+        let answer = self.commit(Op::SetAttr { ino, set }).await;
+        under_way.answered(&answer);
+        match answer? {
             Answer::Attr(attr) | Answer::Entry { attr, .. } => Ok(attr),
-            _ => self.meta.read_stale().attr(ino),
+            _ => self.view(|view, _| view.attr(ino)).await,
         }
     }
 }

@@ -3,10 +3,10 @@
 
 use super::{Core, RETRY_MAX};
 use crate::ops::Reply;
-use hfcache_base::InodeId;
 use hfcache_base::meta::{Applied, Change, Op};
 use hfcache_base::seam::ChangeSink;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use hfcache_base::{InodeId, Kind, Result};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,6 +30,45 @@ impl ChangeSink for Sink {
         if let Some(core) = self.0.upgrade() {
             core.known.count_change();
             core.everything_is_stale();
+        }
+    }
+}
+
+/// Changes of this node's own that are on their way and that the kernel hears of by their answer: of names that it
+/// may keep, and of attributes. Other nodes show them before that answer is here, so from when they are applied
+/// the kernel must ask for such things, as if another node had changed them.
+#[derive(Default)]
+pub(crate) struct UnderWay {
+    names: AtomicUsize,
+    attrs: AtomicUsize,
+}
+
+impl UnderWay {
+    /// A name that is there is about to go, or to mean something else.
+    pub(crate) fn name(&self) -> OwnChange<'_> {
+        OwnChange::begin(&self.names)
+    }
+
+    /// Attributes are about to be set.
+    pub(crate) fn attr(&self) -> OwnChange<'_> {
+        OwnChange::begin(&self.attrs)
+    }
+}
+
+/// One of [`UnderWay`]. One that has no certain end stays under way for ever: it may take effect at any time.
+pub(crate) struct OwnChange<'a>(&'a AtomicUsize);
+
+impl<'a> OwnChange<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+
+    /// The namespace has answered.
+    pub(crate) fn answered<T>(self, answer: &Result<T>) {
+        let unknown = answer.as_ref().is_err_and(|e| e.kind().is_transient() || e.kind() == Kind::Fenced);
+        if !unknown {
+            self.0.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
@@ -142,19 +181,25 @@ impl Core {
         self.known.count_change();
         let own = self.session.load(Ordering::Relaxed);
         let now = self.clock.now().0;
+        // Among processes of one node the kernel's own order is enough.
+        let others = || self.meta.map().nodes.len() != 1;
+        let own_names = self.under_way.names.load(Ordering::SeqCst) > 0 && others();
+        let own_attrs = self.under_way.attrs.load(Ordering::SeqCst) > 0 && others();
         let mut names = false;
         for applied in batch {
             // Sessions are never used twice: an old number here only means a needless notice.
             let remote = applied.session.0 != own || own == 0;
             for change in &applied.changes {
                 match change {
-                    Change::Inode { ino, data } => self.inode_changed(*ino, *data, remote, now),
+                    Change::Inode { ino, data } => {
+                        self.inode_changed(*ino, *data, remote, own_attrs, now);
+                    }
                     // The kernel asks whom an inode belongs to without a look whether what it knows is stale;
                     // it learns that when it looks a name up.
                     Change::Owner(ino) => names |= remote && self.known.has_attr(*ino, now),
                     // The kernel keeps lists with the attributes, and forgets them together.
                     Change::Acl(ino) => self.attr_changed(*ino, remote, now),
-                    Change::Entry { .. } => names |= remote,
+                    Change::Entry { .. } => names |= remote || own_names,
                     Change::Orphaned(ino) => self.orphaned(*ino),
                     Change::Reaped(ino) => self.table.pages_wrong(*ino),
                     _ => {}
@@ -169,7 +214,7 @@ impl Core {
         }
     }
 
-    fn inode_changed(&self, ino: InodeId, data: bool, remote: bool, now: Duration) {
+    fn inode_changed(&self, ino: InodeId, data: bool, remote: bool, own: bool, now: Duration) {
         if remote && data {
             if let Some(file) = self.table.file(ino) {
                 file.stale.mark();
@@ -180,7 +225,7 @@ impl Core {
         if let Some(file) = self.table.file(ino) {
             file.no_set_id.store(false, Ordering::SeqCst);
         }
-        if remote || data {
+        if remote || data || own {
             self.attr_changed(ino, remote, now);
         }
     }

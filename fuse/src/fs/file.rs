@@ -33,6 +33,11 @@ impl Stale {
         (self.read.load(Ordering::SeqCst) < marked).then_some(marked)
     }
 
+    /// Whether the content has to be read again.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due().is_some()
+    }
+
     /// The content was read after this was due, and is in place.
     fn refreshed(&self, due: u64) {
         self.read.fetch_max(due, Ordering::SeqCst);
@@ -155,16 +160,20 @@ impl File {
         }
     }
 
-    /// Reads the committed content, if it is not the one that is known.
-    fn reload(&self, view: &dyn View) -> Result<()> {
+    /// The committed content, if it is not the one that is known.
+    fn newer(&self, view: &dyn View) -> Result<Option<Arc<Base>>> {
         let known = self.inner.lock().base.version();
-        if view.attr(self.ino)?.data_version != known {
-            let (attr, content) = view.content(self.ino)?;
-            if !self.inner.lock().install(Arc::new(Base::new(attr, content))) {
-                return Err(Kind::WouldBlock.into());
-            }
+        if view.attr(self.ino)?.data_version == known {
+            return Ok(None);
         }
-        Ok(())
+        let (attr, content) = view.content(self.ino)?;
+        Ok(Some(Arc::new(Base::new(attr, content))))
+    }
+
+    /// Shows newer content from now on.
+    fn take(&self, newer: Option<Arc<Base>>) -> Result<()> {
+        let Some(base) = newer else { return Ok(()) };
+        if self.inner.lock().install(base) { Ok(()) } else { Err(Kind::WouldBlock.into()) }
     }
 
     /// Makes the content as new as any that had been committed before this call, if that needs no waiting.
@@ -173,7 +182,8 @@ impl File {
             return false;
         }
         let Some(due) = self.stale.due() else { return true };
-        let done = matches!(core.view_now(|view, _| self.reload(view)), Some(Ok(())));
+        let newer = core.view_now(|view, _| self.newer(view));
+        let done = newer.is_some_and(|newer| newer.and_then(|newer| self.take(newer)).is_ok());
         if done {
             self.stale.refreshed(due);
         }
@@ -196,7 +206,8 @@ impl File {
             None if !core.is_fenced() => return Ok(()),
             due => due,
         };
-        core.view(|view, _| self.reload(view)).await?;
+        let newer = core.view(|view, _| self.newer(view)).await?;
+        self.take(newer)?;
         if let Some(due) = due {
             self.stale.refreshed(due);
         }

@@ -237,7 +237,7 @@ impl Core {
         complete: bool,
     ) -> Option<(Arc<dyn LocalFile>, u64)> {
         let loaded = match &saved.attr {
-            Some(_) => self.meta.read_stale().content(file.ino).ok(),
+            Some(_) => self.load(file).ok(),
             None => None,
         };
         let mut publish = None;
@@ -380,7 +380,7 @@ impl Core {
     ) -> Result<Attr> {
         match self.commit(Op::Commit { ino, pieces, size, mtime, base }).await? {
             Answer::Attr(attr) | Answer::Entry { attr, .. } => Ok(attr),
-            _ => self.meta.read_stale().attr(ino),
+            _ => self.view(|view, _| view.attr(ino)).await,
         }
     }
 

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const SLOTS: usize = 1 << 16;
+/// The kernel counts a lifetime from when it gets the answer, which may be so much later than it was made.
+const LATE: Duration = Duration::from_secs(1);
 
 /// See the module. The order of the steps is what makes it right: who hands out attributes notes them
 /// first and looks at the counter of changes afterwards; who tells of a change counts first and looks at
@@ -67,7 +69,7 @@ impl Core {
         let mut attr_ttl = lease.until.map_or(Duration::ZERO, |until| until.since(now)).min(TTL_MAX);
         let mut entry_ttl = Duration::ZERO;
         if !attr_ttl.is_zero() {
-            let end = now.after(attr_ttl).0.as_millis() as u64 + 1;
+            let end = now.after(attr_ttl + LATE).0.as_millis() as u64;
             self.known.slot(attr.ino).fetch_max(end, Ordering::SeqCst);
             if self.notify.get().is_some_and(|n| n.can_expire_names()) {
                 self.known.names.fetch_max(end, Ordering::SeqCst);

@@ -28,7 +28,7 @@ use crate::ops::{
     Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags, XattrFlags,
 };
 use hfcache_base::limits::FETCHES_IN_FLIGHT_MAX;
-use hfcache_base::meta::{Lock, LockKind, NewNode, Op, RenameMode, SetAttr};
+use hfcache_base::meta::{Attr, Content, Lock, LockKind, NewNode, Op, RenameMode, SetAttr};
 use hfcache_base::seam::{Chunks, Clock, Meta, Moment, View};
 use hfcache_base::{Error, InodeId, Kind, Result};
 use std::future::Future;
@@ -98,6 +98,7 @@ pub(crate) struct Core {
     known: known::Known,
     cancels: locks::Cancels,
     stale: changes::StaleQueue,
+    under_way: changes::UnderWay,
     /// This node's session, 0 while it has none.
     session: AtomicU64,
     /// It had a session and has lost it.
@@ -136,6 +137,7 @@ impl Fs {
             known: known::Known::default(),
             cancels: locks::Cancels::default(),
             stale: changes::StaleQueue::start(core.clone()),
+            under_way: changes::UnderWay::default(),
             session: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -196,22 +198,46 @@ impl Core {
         }
     }
 
-    /// Reads the namespace, if this node may without asking.
+    /// Reads the namespace, if this node may without asking and what is read may be told at once.
     fn view_now<T>(&self, read: impl FnOnce(&dyn View, Lease) -> Result<T>) -> Option<Result<T>> {
         let seen = self.known.seen();
         let (view, until) = self.meta.read_local()?;
-        Some(read(view.as_ref(), Lease { until: Some(until), seen }))
+        let answer = read(view.as_ref(), Lease { until: Some(until), seen });
+        view.settles_at().is_none().then_some(answer)
     }
 
-    /// Reads the namespace; asks for leave if it must.
-    async fn view<T>(&self, read: impl FnOnce(&dyn View, Lease) -> Result<T>) -> Result<T> {
-        let seen = self.known.seen();
-        if let Some((view, until)) = self.meta.read_local() {
-            return read(view.as_ref(), Lease { until: Some(until), seen });
+    /// Reads the namespace; asks for leave if it must, and waits until what was read may be told. `read` shall
+    /// have no effects: it may be asked twice.
+    async fn view<T>(&self, read: impl Fn(&dyn View, Lease) -> Result<T>) -> Result<T> {
+        if let Some(answer) = self.view_now(&read) {
+            return answer;
         }
+        if self.is_fenced() {
+            // For good: the node begins anew when it can reach the others.
+            return Err(Kind::Fenced.into());
+        }
+        let seen = self.known.seen();
         self.within(READ_POINT_DEADLINE, self.meta.read_point(READ_POINT_DEADLINE)).await?;
+        let (answer, settles_at) = {
+            let view = self.meta.read_stale();
+            // Nothing of it may be kept: when it is told the lease has less left, or nothing.
+            (read(view.as_ref(), Lease { until: None, seen }), view.settles_at())
+        };
+        if let Some(index) = settles_at {
+            self.within(READ_POINT_DEADLINE, self.meta.settled(index, READ_POINT_DEADLINE)).await?;
+        }
+        answer
+    }
+
+    /// The committed content of a file after a change of it here. What others changed as well may not be told
+    /// yet: then the next reader looks, and waits.
+    fn load(&self, file: &file::File) -> Result<(Attr, Content)> {
         let view = self.meta.read_stale();
-        read(view.as_ref(), Lease { until: None, seen })
+        let loaded = view.content(file.ino);
+        if view.settles_at().is_some() {
+            file.stale.mark();
+        }
+        loaded
     }
 
     /// Answers from the namespace: at once if this node may, else from a task.

@@ -74,7 +74,7 @@ impl Core {
             core.save(&file).await?;
             let attr = match core.commit(op).await? {
                 Answer::Attr(attr) | Answer::Entry { attr, .. } => attr,
-                _ => core.meta.read_stale().attr(ino)?,
+                _ => core.view(|view, _| view.attr(ino)).await?,
             };
             file.orphaned.store(false, Ordering::SeqCst);
             file.held.store(false, Ordering::SeqCst);
@@ -96,7 +96,7 @@ impl Core {
             let ino = if let Op::Link { ino, .. } = &op { Some(*ino) } else { None };
             let attr = match (core.commit(op).await?, ino) {
                 (Answer::Attr(attr) | Answer::Entry { attr, .. }, _) => attr,
-                (_, Some(ino)) => core.meta.read_stale().attr(ino)?,
+                (_, Some(ino)) => core.view(|view, _| view.attr(ino)).await?,
                 _ => return Err(Kind::Internal.into()),
             };
             Ok(core.entry_after(attr))
@@ -113,7 +113,7 @@ impl Core {
         self.answer(reply, async move {
             let target = core.open_target(parent, &name);
             let op = Op::Unlink { parent, name, hold: target.is_some() };
-            let done = core.commit(op).await;
+            let done = core.commit_name(op).await;
             core.after_hold(target);
             done.map(|_| ())
         });
@@ -126,7 +126,7 @@ impl Core {
         }
         let op = Op::Rmdir { parent, name: name.to_vec() };
         let core = Arc::clone(self);
-        self.answer(reply, async move { core.commit(op).await.map(|_| ()) });
+        self.answer(reply, async move { core.commit_name(op).await.map(|_| ()) });
     }
 
     /// RENAME.
@@ -150,10 +150,19 @@ impl Core {
                 RenameMode::NoReplace | RenameMode::Exchange => None,
             };
             let hold = target.is_some();
-            let done = core.commit(Op::Rename { parent, name, new_parent, new_name, mode, hold, uid }).await;
+            let op = Op::Rename { parent, name, new_parent, new_name, mode, hold, uid };
+            let done = core.commit_name(op).await;
             core.after_hold(target);
             done.map(|_| ())
         });
+    }
+
+    /// Proposes a change of a name that is there.
+    async fn commit_name(&self, op: Op) -> Result<Answer> {
+        let under_way = self.under_way.name();
+        let answer = self.commit(op).await;
+        under_way.answered(&answer);
+        answer
     }
 
     /// The file behind a name that is about to go, if it is open here. Only a first guess: who opens it

@@ -12,6 +12,15 @@ use hfcache_base::{Error, InodeId, Kind, Result};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// What is opened, as a view had it.
+struct Found {
+    base: Arc<Base>,
+    /// It has no name.
+    orphaned: bool,
+    /// What [`super::known::Known::seen`] said before the view was taken.
+    seen: u64,
+}
+
 impl Core {
     /// OPEN.
     pub(crate) fn open(self: &Arc<Self>, caller: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
@@ -20,7 +29,8 @@ impl Core {
         if (write || truncate) && self.read_only {
             return reply.fail(Kind::ReadOnly);
         }
-        match self.view_now(|view, lease| self.attach(view, ino, lease.seen)) {
+        let found = self.view_now(|view, lease| self.find(view, ino, lease.seen));
+        match found.map(|found| found.and_then(|found| self.attach(found))) {
             Some(Ok(file)) if !truncate && !file.orphaned.load(Ordering::SeqCst) => {
                 reply.ok(self.opened(file, flags));
             }
@@ -30,7 +40,7 @@ impl Core {
                 self.answer(reply, async move {
                     let file = match attached {
                         Some(file) => file?,
-                        None => core.view(|view, lease| core.attach(view, ino, lease.seen)).await?,
+                        None => core.find_and_attach(ino).await?,
                     };
                     core.finish_open(file, caller, flags).await
                 });
@@ -38,14 +48,15 @@ impl Core {
         }
     }
 
-    /// Counts an open of an inode, with content as new as the view.
-    fn attach(&self, view: &dyn View, ino: InodeId, seen: u64) -> Result<Arc<File>> {
+    /// Content as new as the view.
+    fn find(&self, view: &dyn View, ino: InodeId, seen: u64) -> Result<Found> {
         let attr = view.attr(ino)?;
         match attr.kind {
             FileKind::File => {}
             FileKind::Directory => return Err(Kind::IsDirectory.into()),
             _ => return Err(Kind::Invalid.into()),
         }
+        let orphaned = attr.nlink == 0;
         let known = self.table.file(ino).map(|f| Arc::clone(&f.inner.lock().base));
         let base = match known {
             Some(base) if base.version() == attr.data_version => base,
@@ -54,7 +65,23 @@ impl Core {
                 Arc::new(Base::new(attr, content))
             }
         };
-        self.attach_base(base, attr.nlink == 0, seen)
+        Ok(Found { base, orphaned, seen })
+    }
+
+    async fn find_and_attach(&self, ino: InodeId) -> Result<Arc<File>> {
+        let found = self.view(|view, lease| self.find(view, ino, lease.seen)).await?;
+        self.attach(found)
+    }
+
+    /// Counts an open of an inode.
+    fn attach(&self, found: Found) -> Result<Arc<File>> {
+        let ino = found.base.attr.ino;
+        let file = self.attach_base(found.base, found.orphaned, found.seen)?;
+        if file.stale.is_due() && !self.meta.read_stale().attr(ino).is_ok_and(|a| a.nlink > 0) {
+            // It lost its last name before there was anyone to tell.
+            file.orphaned.store(true, Ordering::SeqCst);
+        }
+        Ok(file)
     }
 
     fn attach_base(&self, base: Arc<Base>, orphaned: bool, seen: u64) -> Result<Arc<File>> {
@@ -147,7 +174,7 @@ impl Core {
                     // Made by someone else since the kernel looked: it looks again.
                     return Err(Kind::Stale.into());
                 }
-                let file = core.view(|view, lease| core.attach(view, attr.ino, lease.seen)).await?;
+                let file = core.find_and_attach(attr.ino).await?;
                 core.finish_open(file, caller, flags).await?
             };
             Ok((core.entry_after(attr), opened))

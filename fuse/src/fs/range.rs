@@ -179,7 +179,7 @@ impl Core {
         if done > 0 {
             // The kernel drops the pages of the range, but not the memory of what version the others are of.
             self.table.pages_wrong(file.ino);
-            match self.meta.read_stale().content(file.ino) {
+            match self.load(file) {
                 Ok((attr, content)) => {
                     file.inner.lock().install(Arc::new(Base::new(attr, content)));
                 }

@@ -77,6 +77,8 @@ pub struct NodeMeta {
     clock: Mutex<Option<Arc<dyn Clock>>>,
     pub leased: AtomicBool,
     pub fenced: AtomicBool,
+    /// Nothing that is seen here may be told while this is `false`.
+    pub settled: tokio::sync::watch::Sender<bool>,
     /// The next commits fail without effect.
     pub refuse: Mutex<(usize, Option<Kind>)>,
     /// The next commits take effect and time out.
@@ -94,6 +96,7 @@ impl NodeMeta {
             clock: Mutex::new(None),
             leased: AtomicBool::new(true),
             fenced: AtomicBool::new(false),
+            settled: tokio::sync::watch::channel(true).0,
             refuse: Mutex::new((0, None)),
             lose_answers: AtomicUsize::new(0),
             commits: AtomicUsize::new(0),
@@ -167,9 +170,13 @@ fn remove_range(locks: &mut Vec<(InodeId, SessionId, Lock)>, ino: InodeId, sessi
     *locks = kept;
 }
 
-struct Snapshot(Arc<State>);
+struct Snapshot(Arc<State>, Option<u64>);
 
 impl View for Snapshot {
+    fn settles_at(&self) -> Option<u64> {
+        self.1
+    }
+
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attr> {
         self.attr(self.0.find(parent, name)?)
     }
@@ -260,7 +267,13 @@ impl Meta for NodeMeta {
     }
 
     fn read_stale(&self) -> Box<dyn View + '_> {
-        Box::new(Snapshot(Arc::clone(&self.cluster.state.lock())))
+        let settles_at = (!*self.settled.borrow()).then_some(1);
+        Box::new(Snapshot(Arc::clone(&self.cluster.state.lock()), settles_at))
+    }
+
+    async fn settled(&self, _: u64, _: Duration) -> Result<()> {
+        let mut settled = self.settled.subscribe();
+        settled.wait_for(|settled| *settled).await.map(drop).map_err(|_| Kind::Canceled.into())
     }
 
     async fn commit(&self, op: Op) -> Result<Reply> {

@@ -26,6 +26,14 @@ pub enum MetaCall {
     Applied(u64),
     /// The asking node reads nothing alone any more. Answered with nothing.
     GiveBack,
+    /// Answered with the greatest index that is settled: everyone who may read alone has applied it. The answer
+    /// waits until that is at least `index`, or a moment if it does not come to that.
+    Settled {
+        /// What the asking node waits for.
+        index: u64,
+        /// What it has applied.
+        applied: u64,
+    },
 }
 
 /// What became of proposed commands.

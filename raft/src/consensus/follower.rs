@@ -7,6 +7,8 @@ use crate::consensus::lease::{Held, session_holds};
 use crate::consensus::network::Node;
 use crate::consensus::store::Store;
 use crate::consensus::types::Batch;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use hfcache_base::limits::{CALL_DEADLINE, LEASE_RENEW, OPERATION_DEADLINE, READ_LEASE};
 use hfcache_base::seam::{Call, Clock, Moment, Net, Rng, ServiceId};
 use hfcache_base::{Error, Kind, NodeId, Result, SessionId, wire};
@@ -321,45 +323,113 @@ impl Follower {
             && !self.session.borrow().lost
         {
             self.held.lock().granted(asked, index);
-            if self.store.applied_index() > applied {
+            if self.store.applied_index() > applied || self.store.settling().newest().is_some() {
                 // Applied while the grant was on its way, and not reported for want of a lease.
                 self.report.notify_one();
             }
         }
     }
 
-    /// Tells the leader at once what was applied, while it may be waiting for that.
+    /// Tells the leader at once what was applied, while it may be waiting for that, and asks it what of that is
+    /// settled. The question tells it, too, so that one call is enough as long as one thing happens at a time.
     pub async fn run_reports(self: Arc<Self>) {
         let mut applied = self.store.applied();
-        let mut tries = 0;
+        let mut telling: Option<BoxFuture<'static, Result<()>>> = None;
+        let mut asking: Option<BoxFuture<'static, Result<Option<u64>>>> = None;
+        let (mut tells, mut asks) = (0, 0);
+        let mut due = true;
         loop {
-            tokio::select! {
-                changed = applied.changed() => if changed.is_err() { return },
-                () = self.report.notified() => {}
-            }
-            loop {
-                let index = *applied.borrow_and_update();
-                let now = self.clock.now();
-                let Some(leader) = *self.current.borrow() else { break };
+            let index = *applied.borrow_and_update();
+            let leader = *self.current.borrow();
+            if let Some(leader) = leader {
                 if leader == self.me {
                     self.leader.report(self.me, index);
-                    break;
+                    due = false;
                 }
-                if !self.held.lock().any(now) {
-                    break;
+                let is_heard = leader == self.me || self.held.lock().any(self.clock.now());
+                let settling = self.store.settling();
+                if asking.is_none()
+                    && let Some(newest) = settling.newest()
+                    && (is_heard || settling.is_awaited())
+                {
+                    let this = self.clone();
+                    asking =
+                        Some(async move { this.settled_once(leader, newest, index).await.map(Some) }.boxed());
+                    due = false;
                 }
-                let call = MetaCall::Applied(index);
-                match self.try_with(leader, self.ask::<()>(leader, &call, READ_LEASE)).await {
-                    Ok(()) => {
-                        tries = 0;
-                        break;
+                if due && is_heard && telling.is_none() {
+                    let this = self.clone();
+                    let call = MetaCall::Applied(index);
+                    telling = Some(
+                        async move { this.try_with(leader, this.ask(leader, &call, READ_LEASE)).await }
+                            .boxed(),
+                    );
+                    due = false;
+                }
+            }
+            tokio::select! {
+                changed = applied.changed() => {
+                    if changed.is_err() {
+                        return;
                     }
-                    Err(e) => {
+                    due = true;
+                }
+                () = self.report.notified() => due = true,
+                () = self.store.settling().wanted() => {}
+                told = whenever(&mut telling) => {
+                    telling = None;
+                    tells = if told.is_ok() { 0 } else { tells + 1 };
+                    if let Err(e) = told {
                         tracing::debug!(error = %e, "report applied index");
-                        self.pause(tries).await;
-                        tries += 1;
+                        due = true;
+                        let this = self.clone();
+                        telling = Some(async move { this.pause(tells).await; Ok(()) }.boxed());
                     }
                 }
+                answer = whenever(&mut asking) => {
+                    asking = None;
+                    match answer {
+                        Ok(settled) => {
+                            if let Some(settled) = settled {
+                                asks = 0;
+                                self.store.settling().settle(settled);
+                            }
+                        }
+                        Err(e) => {
+                            tracing::debug!(error = %e, "ask what is settled");
+                            // It may not have been told what was applied either.
+                            due = true;
+                            let (this, tries) = (self.clone(), asks);
+                            asks += 1;
+                            asking = Some(async move { this.pause(tries).await; Ok(None) }.boxed());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn settled_once(&self, leader: NodeId, index: u64, applied: u64) -> Result<u64> {
+        if leader == self.me {
+            return self.leader.settled(index).await;
+        }
+        self.try_with(leader, self.ask(leader, &MetaCall::Settled { index, applied }, READ_LEASE)).await
+    }
+
+    /// Waits until everyone who may read alone has applied an index: then it may be told.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] after the deadline; [`Kind::Fenced`].
+    pub async fn settled(&self, index: u64, deadline: Duration) -> Result<()> {
+        let mut session = self.session.subscribe();
+        let fenced = || Error::new(Kind::Fenced, "this node's session has ended");
+        tokio::select! {
+            biased;
+            () = self.store.settling().wait(index) => Ok(()),
+            _ = session.wait_for(|s| s.lost) => Err(fenced()),
+            () = self.clock.sleep(deadline) => {
+                self.live_session()?;
+                Err(Error::new(Kind::Unavailable, "no quorum answers"))
             }
         }
     }
@@ -373,6 +443,14 @@ impl Follower {
         } else if let Err(e) = self.ask::<()>(leader, &MetaCall::GiveBack, READ_LEASE).await {
             tracing::debug!(error = %e, "give lease back");
         }
+    }
+}
+
+/// What a future answers, if there is one.
+async fn whenever<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }
 

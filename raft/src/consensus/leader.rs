@@ -25,6 +25,9 @@ use tokio::sync::watch;
 /// How long a question may wait for a quorum to confirm the leader.
 const CONFIRM: Duration = Duration::from_millis(400);
 
+/// How long an answer waits for something to be settled; the question is asked again then.
+const SETTLE_PATIENCE: Duration = Duration::from_millis(300);
+
 /// One term of this node as leader.
 struct Term {
     term: u64,
@@ -129,6 +132,35 @@ impl Leader {
                 _ if self.raft.is_leader() => now.after(READ_LEASE),
                 _ => return Err(Kind::NotLeader.into()),
             };
+            tokio::select! {
+                _ = moved.changed() => {}
+                () = self.clock.sleep(until.since(now) + Duration::from_micros(100)) => {}
+            }
+        }
+    }
+
+    /// The greatest index that everyone who may read alone has applied. Waits until that is at least `index`, or
+    /// a moment.
+    ///
+    /// # Errors
+    /// [`Kind::NotLeader`].
+    pub async fn settled(&self, index: u64) -> Result<u64> {
+        let mut moved = self.moved.subscribe();
+        let end = self.clock.now().after(SETTLE_PATIENCE);
+        loop {
+            moved.mark_unchanged();
+            let now = self.clock.now();
+            let (settled, until) = match self.term.lock().as_mut() {
+                // Leases of a later leader are used only by who has applied all that this one has.
+                Some(t) => {
+                    let settled = t.grants.settled(self.store.applied_index(), now);
+                    (settled, t.grants.blocked_until(index, now).unwrap_or(end).min(end))
+                }
+                None => return Err(Kind::NotLeader.into()),
+            };
+            if settled >= index || now >= end {
+                return Ok(settled);
+            }
             tokio::select! {
                 _ = moved.changed() => {}
                 () = self.clock.sleep(until.since(now) + Duration::from_micros(100)) => {}
@@ -319,6 +351,10 @@ impl Service for Leader {
             MetaCall::GiveBack => {
                 self.give_back(from);
                 answer(&())
+            }
+            MetaCall::Settled { index, applied } => {
+                self.report(from, applied);
+                answer(&self.settled(index).await?)
             }
         })
     }

@@ -92,6 +92,8 @@ pub struct Grants {
     /// What a node must have applied by its next renewal: one that does not keep up gets no lease, so that
     /// it cannot hold up everyone's writes for longer than a lease.
     targets: BTreeMap<NodeId, u64>,
+    /// Everyone who may read alone has applied up to here.
+    settled: u64,
     /// This leader is about to hand over: it grants nothing more.
     closed: bool,
 }
@@ -99,7 +101,7 @@ pub struct Grants {
 impl Grants {
     /// For a leader that must fear the leases of earlier ones until `quarantine`.
     pub fn new(quarantine: Moment) -> Self {
-        Self { quarantine, holders: BTreeMap::new(), targets: BTreeMap::new(), closed: false }
+        Self { quarantine, holders: BTreeMap::new(), targets: BTreeMap::new(), settled: 0, closed: false }
     }
 
     /// Grants nothing from now on.
@@ -149,6 +151,18 @@ impl Grants {
         }
         self.holders.retain(|_, grant| grant.until > now);
         self.holders.values().filter(|grant| grant.applied < index).map(|grant| grant.until).max()
+    }
+
+    /// The greatest index that every node which may read alone has applied, when the leader itself has applied
+    /// `applied`. It never goes back: a lease that is granted later is used only by who has applied at least
+    /// what the leader had by then.
+    pub fn settled(&mut self, applied: u64, now: Moment) -> u64 {
+        if now >= self.quarantine {
+            self.holders.retain(|_, grant| grant.until > now);
+            let slowest = self.holders.values().map(|grant| grant.applied).fold(applied, u64::min);
+            self.settled = self.settled.max(slowest);
+        }
+        self.settled
     }
 
     /// Nodes with a lease.
@@ -281,6 +295,43 @@ mod tests {
         assert!(!grants.renew(A, 5, 5, at(200)));
         assert_eq!(grants.blocked_until(6, at(799)), Some(at(800)));
         assert_eq!(grants.blocked_until(6, at(800)), None);
+    }
+
+    #[test]
+    fn settled_is_what_every_holder_and_the_leader_have_applied() {
+        let mut grants = Grants::new(at(0));
+        assert_eq!(grants.settled(4, at(0)), 4, "nobody reads alone");
+        assert!(grants.renew(A, 5, 5, at(10)));
+        assert!(grants.renew(B, 5, 5, at(20)));
+        grants.report(A, 9);
+        assert_eq!(grants.settled(9, at(30)), 5);
+        grants.report(B, 7);
+        assert_eq!(grants.settled(9, at(30)), 7);
+        assert_eq!(grants.blocked_until(7, at(30)), None);
+        assert!(grants.blocked_until(8, at(30)).is_some());
+        grants.report(B, 12);
+        assert_eq!(grants.settled(8, at(30)), 8, "the leader must have it, too");
+        assert_eq!(grants.settled(12, at(810)), 12, "A's lease has run out");
+    }
+
+    #[test]
+    fn settled_stays_settled_when_a_node_comes_back_from_far_behind() {
+        let mut grants = Grants::new(at(0));
+        assert_eq!(grants.settled(50, at(0)), 50);
+        assert!(!grants.renew(A, 3, 50, at(1)));
+        assert!(grants.renew(A, 50, 60, at(2)), "to be used when 60 is applied there");
+        assert_eq!(grants.settled(60, at(3)), 50);
+        assert!(grants.renew(B, 60, 60, at(3)));
+        assert_eq!(grants.settled(60, at(4)), 50);
+        grants.give_back(A);
+        assert_eq!(grants.settled(60, at(5)), 60);
+    }
+
+    #[test]
+    fn a_new_leader_settles_nothing_until_old_leases_have_ended() {
+        let mut grants = Grants::new(at(400));
+        assert_eq!(grants.settled(9, at(399)), 0);
+        assert_eq!(grants.settled(9, at(400)), 9);
     }
 
     #[test]

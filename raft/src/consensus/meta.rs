@@ -3,6 +3,7 @@
 use crate::consensus::follower::Follower;
 use crate::consensus::node::Consensus;
 use crate::consensus::propose::Proposer;
+use crate::consensus::settle::{Settling, Thing};
 use crate::consensus::store::Store;
 use crate::kv::{self, Table};
 use crate::kv_redb::Reader;
@@ -10,9 +11,13 @@ use crate::locks::{LocalLocks, Propose, Replica};
 use crate::state::{LockRecord, StateView};
 use async_trait::async_trait;
 use hfcache_base::limits::CALL_DEADLINE;
-use hfcache_base::meta::{Applied, Change, Lock, LockHolder, LockKind, Op, RaftStatus, Reply, SharedMap};
+use hfcache_base::meta::{
+    Applied, Attr, Change, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, Quota, RaftStatus,
+    Rate, Reply, Session, Share, SharedMap, Subject, Token, Totals, Usage,
+};
 use hfcache_base::seam::{ChangeSink, Meta, Moment, View};
-use hfcache_base::{ChunkId, Error, InodeId, Kind, Result};
+use hfcache_base::{ChunkId, Error, InodeId, Kind, Result, SessionId};
+use std::cell::Cell;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +59,143 @@ impl Consensus {
                 State::Failed(e.kind())
             }
         };
-        Box::new(StateView::new(state))
+        Box::new(Watched {
+            view: StateView::new(state),
+            settling: self.store.settling(),
+            settles_at: Cell::new(None),
+        })
+    }
+}
+
+/// A view that notes what was looked at and is not settled. Changes are noted before they can be seen, so a
+/// thing that has changed in this view is either known as unsettled when it is looked at, or settled by then.
+struct Watched<'a, R> {
+    view: StateView<R>,
+    settling: &'a Settling,
+    settles_at: Cell<Option<u64>>,
+}
+
+impl<R> Watched<'_, R> {
+    fn look(&self, thing: Thing) {
+        if let Some(at) = self.settling.change_of(thing) {
+            self.settles_at.set(self.settles_at.get().max(Some(at)));
+        }
+    }
+
+    /// For what is put together from many things.
+    fn look_at_all(&self) {
+        self.settles_at.set(self.settles_at.get().max(self.settling.newest()));
+    }
+}
+
+impl<R: kv::Read + Send> View for Watched<'_, R> {
+    fn settles_at(&self) -> Option<u64> {
+        self.settles_at.get()
+    }
+
+    fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        self.look(Thing::name(parent, name));
+        let found = self.view.lookup(parent, name);
+        // Without the name it matters what the parent is.
+        self.look(Thing::Inode(found.as_ref().map_or(parent, |attr| attr.ino)));
+        found
+    }
+
+    fn attr(&self, ino: InodeId) -> Result<Attr> {
+        self.look(Thing::Inode(ino));
+        self.view.attr(ino)
+    }
+
+    fn parent(&self, dir: InodeId) -> Result<InodeId> {
+        self.look(Thing::Inode(dir));
+        self.view.parent(dir)
+    }
+
+    fn readdir(&self, dir: InodeId, after: u64, limit: usize) -> Result<Vec<DirEntry>> {
+        // Every change of its names changes its times.
+        self.look(Thing::Inode(dir));
+        let rows = self.view.readdir(dir, after, limit);
+        for row in rows.iter().flatten() {
+            self.look(Thing::Inode(row.attr.ino));
+        }
+        rows
+    }
+
+    fn readlink(&self, ino: InodeId) -> Result<Vec<u8>> {
+        self.look(Thing::Inode(ino));
+        self.view.readlink(ino)
+    }
+
+    fn content(&self, ino: InodeId) -> Result<(Attr, Content)> {
+        self.look(Thing::Inode(ino));
+        self.view.content(ino)
+    }
+
+    fn chunks(&self, after: ChunkId, limit: usize) -> Result<Vec<ChunkRef>> {
+        self.view.chunks(after, limit)
+    }
+
+    fn chunk(&self, id: ChunkId) -> Result<Option<ChunkRef>> {
+        self.view.chunk(id)
+    }
+
+    fn chunk_session(&self, id: ChunkId) -> Result<Option<SessionId>> {
+        self.view.chunk_session(id)
+    }
+
+    fn totals(&self) -> Result<Totals> {
+        self.look_at_all();
+        self.view.totals()
+    }
+
+    fn sessions(&self) -> Result<Vec<Session>> {
+        self.look_at_all();
+        self.view.sessions()
+    }
+
+    fn tokens(&self) -> Result<Vec<Token>> {
+        self.look_at_all();
+        self.view.tokens()
+    }
+
+    fn usage(&self, of: Subject) -> Result<Usage> {
+        self.look_at_all();
+        self.view.usage(of)
+    }
+
+    fn quotas(&self) -> Result<Vec<Quota>> {
+        self.look_at_all();
+        self.view.quotas()
+    }
+
+    fn quotas_on(&self, ino: InodeId) -> Result<Vec<Quota>> {
+        self.look_at_all();
+        self.view.quotas_on(ino)
+    }
+
+    fn rates(&self) -> Result<Vec<(Subject, Rate)>> {
+        self.look_at_all();
+        self.view.rates()
+    }
+
+    fn path(&self, dir: InodeId) -> Result<Vec<u8>> {
+        self.look_at_all();
+        self.view.path(dir)
+    }
+
+    fn xattr(&self, ino: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.look(Thing::Inode(ino));
+        self.view.xattr(ino, name)
+    }
+
+    fn xattrs(&self, ino: InodeId) -> Result<Vec<Vec<u8>>> {
+        self.look(Thing::Inode(ino));
+        self.view.xattrs(ino)
+    }
+
+    fn shares(&self) -> Result<Vec<(InodeId, Share)>> {
+        self.look_at_all();
+        self.view.shares()
     }
 }
 
@@ -74,6 +215,10 @@ impl Meta for Consensus {
 
     fn read_stale(&self) -> Box<dyn View + '_> {
         self.view()
+    }
+
+    async fn settled(&self, index: u64, deadline: Duration) -> Result<()> {
+        self.follower.settled(index, deadline).await
     }
 
     async fn commit(&self, op: Op) -> Result<Reply> {
@@ -154,6 +299,18 @@ impl Replica for LockReplica {
 
     async fn catch_up(&self) -> Result<()> {
         self.follower.read_point(CALL_DEADLINE).await
+    }
+
+    fn newest(&self) -> u64 {
+        self.store.settling().newest().unwrap_or(0)
+    }
+
+    fn is_settled(&self, index: u64) -> bool {
+        self.store.settling().is_settled(index)
+    }
+
+    async fn settled(&self, index: u64) -> Result<()> {
+        self.follower.settled(index, CALL_DEADLINE).await
     }
 }
 

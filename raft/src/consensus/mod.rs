@@ -13,6 +13,7 @@ pub mod network;
 pub mod node;
 pub mod propose;
 pub mod reserve;
+pub mod settle;
 pub mod snapshot;
 pub mod store;
 pub mod types;

@@ -145,6 +145,8 @@ impl Proposer {
                 if proposed.replies.0.len() != batch.0.len() {
                     return Err(Error::new(Kind::Protocol, "another number of answers than proposals"));
                 }
+                // It was answered because it is.
+                self.store.settling().settle(proposed.index);
                 self.store.wait_applied(proposed.index).await;
                 Ok(proposed.replies.0)
             };

@@ -1,6 +1,7 @@
 //! The state file of this node: readers' snapshots, the write gate, and what is told to others when a
 //! batch has been applied.
 
+use crate::consensus::settle::Settling;
 use crate::consensus::types::{LogId, StoredMembership};
 use crate::kv::{Read, Table, Write};
 use crate::kv_redb::{Reader, Writer, failed};
@@ -79,6 +80,7 @@ pub struct Store {
     /// Something was committed without a sync.
     dirty: AtomicBool,
     applied: watch::Sender<u64>,
+    settling: Settling,
     sinks: RwLock<Vec<Arc<dyn ChangeSink>>>,
     map: RwLock<SharedMap>,
 }
@@ -99,10 +101,14 @@ impl Store {
             gate: Mutex::new(()),
             dirty: AtomicBool::new(false),
             applied,
+            settling: Settling::default(),
             sinks: RwLock::new(Vec::new()),
             map: RwLock::default(),
         };
-        store.refresh()?;
+        if let Some(at) = store.refresh()? {
+            // How much of it others have is not known yet.
+            store.settling.all_changed(at.index);
+        }
         Ok(store)
     }
 
@@ -127,6 +133,11 @@ impl Store {
     /// The newest applied log index.
     pub fn applied_index(&self) -> u64 {
         *self.applied.borrow()
+    }
+
+    /// What of it may not be applied everywhere yet.
+    pub fn settling(&self) -> &Settling {
+        &self.settling
     }
 
     /// Waits until an index is applied here.
@@ -168,6 +179,10 @@ impl Store {
             let mut writer = Writer::new(&txn)?;
             change(&mut writer)?
         };
+        if let Some(at) = at {
+            // Before anyone can see it.
+            self.settling.changed(at.index, &applied);
+        }
         txn.commit().map_err(failed)?;
         self.dirty.store(true, Ordering::Release);
         if applied.iter().any(|one| one.changes.contains(&Change::Map)) {
@@ -230,6 +245,10 @@ impl Store {
         })
         .await
         .map_err(|e| Error::new(Kind::Internal, "replace state").with_source(e))??;
+        if let (Some(at), _) = position(&Reader::new(&db)?)? {
+            // Before anyone can see it.
+            self.settling.all_changed(at.index);
+        }
         *self.db.write() = Arc::new(db);
         self.dirty.store(false, Ordering::Release);
         let at = self.refresh()?;

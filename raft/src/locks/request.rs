@@ -18,11 +18,34 @@ impl Inner {
         wait: bool,
         mut answer: oneshot::Sender<Result<()>>,
     ) {
-        let result = self.decide(ino, lock, wait, &mut answer).await;
+        let mut result = self.decide(ino, lock, wait, &mut answer).await;
+        loop {
+            let settled = tokio::select! {
+                settled = self.settle() => settled,
+                () = answer.closed() => break,
+            };
+            match settled {
+                Ok(()) => break,
+                // A lock that is held is not given up because of that.
+                Err(e) if result.is_ok() && e.kind() == Kind::Unavailable => {}
+                Err(e) => {
+                    result = Err(e);
+                    break;
+                }
+            }
+        }
         match answer.send(result) {
             Ok(()) => {}
             Err(Ok(())) => self.undo(id, ino, lock).await,
             Err(Err(_)) => self.undone(id),
+        }
+    }
+
+    /// Waits until everything that is known here of locks is known everywhere: only then may it be told.
+    pub(super) async fn settle(&self) -> Result<()> {
+        match self.replica.newest() {
+            0 => Ok(()),
+            newest => self.replica.settled(newest).await,
         }
     }
 

@@ -31,6 +31,8 @@ pub(crate) struct Entry {
     pub recalled: bool,
     /// Not called back before.
     pub turn: Moment,
+    /// Nobody is told of a lock before this index is settled; 0 once it is.
+    pub since: u64,
     /// On its way back, under this number: nothing is local until it has arrived.
     pub returning: Option<u64>,
     used: u64,

@@ -1,6 +1,7 @@
 //! Nodes in one process over a network in memory, on real files: links can be cut, nodes killed.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use async_trait::async_trait;
 use hfcache_base::meta::{NewNode, Op, Reply, Timestamp};
@@ -48,6 +49,8 @@ type Services = HashMap<ServiceId, Arc<dyn Service>>;
 pub struct Wires {
     nodes: Mutex<BTreeMap<NodeId, Services>>,
     cut: Mutex<BTreeSet<(NodeId, NodeId)>>,
+    /// Calls of a service to a node that do not arrive before they are let go.
+    held: Mutex<Vec<(ServiceId, NodeId)>>,
     /// Bytes of bodies that were carried, so that a snapshot can be told from entries.
     pub bodies: AtomicU64,
 }
@@ -62,6 +65,15 @@ impl Wires {
                 cut.insert((other, node));
             }
         }
+    }
+
+    /// Calls of a service to a node are on their way until [`Wires::let_go`].
+    pub fn hold(&self, service: ServiceId, to: NodeId) {
+        self.held.lock().push((service, to));
+    }
+
+    pub fn let_go(&self) {
+        self.held.lock().clear();
     }
 
     pub fn heal(&self) {
@@ -88,6 +100,9 @@ impl Net for WireNet {
         let served = async {
             if self.wires.is_cut(self.me, to) {
                 std::future::pending::<()>().await;
+            }
+            while self.wires.held.lock().contains(&(call.service, to)) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let service = self.wires.nodes.lock().get(&to).and_then(|s| s.get(&call.service).cloned());
             let service = service.ok_or_else(|| Error::new(Kind::Unavailable, "nobody is there"))?;
@@ -266,11 +281,18 @@ impl Drop for Cluster {
     }
 }
 
-/// Looks a name up in the root, waiting for a read point if the node has no lease.
+/// Looks a name up in the root as the mount does: waiting for a read point if the node has no lease, and until
+/// what it saw may be told.
 pub async fn lookup(node: &Consensus, name: &str) -> Result<InodeId> {
-    if let Some((view, _)) = node.read_local() {
-        return view.lookup(InodeId::ROOT, name.as_bytes()).map(|a| a.ino);
+    if node.read_local().is_none() {
+        node.read_point(Duration::from_secs(10)).await?;
     }
-    node.read_point(Duration::from_secs(10)).await?;
-    node.read_stale().lookup(InodeId::ROOT, name.as_bytes()).map(|a| a.ino)
+    let (found, settles_at) = {
+        let view = node.read_stale();
+        (view.lookup(InodeId::ROOT, name.as_bytes()).map(|a| a.ino), view.settles_at())
+    };
+    if let Some(index) = settles_at {
+        node.settled(index, Duration::from_secs(10)).await?;
+    }
+    found
 }
