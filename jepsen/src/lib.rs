@@ -5,9 +5,11 @@
 //! - [`check`]: whether a history of registers is linearizable; exact and fast, because every value is
 //!   written once
 //! - [`register`]: registers in the file system, and the clients that use them
+//! - [`counter`]: a counter under a lock, and the clients that raise it
 //! - [`nemesis`]: kills, pauses and unplugs nodes, and puts everything right again
 
 pub mod check;
+pub mod counter;
 pub mod history;
 pub mod nemesis;
 pub mod random;

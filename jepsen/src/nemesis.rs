@@ -3,9 +3,13 @@
 use crate::random::Random;
 use hfcache_tests::{Cluster, netns};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// Longest span that can be asked for.
+const SPAN_MAX: Duration = Duration::from_secs(300);
 
 /// What can happen to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,16 +64,52 @@ impl Fault {
     }
 }
 
+/// How often each fault struck: a leader, or another node.
+pub type Struck = BTreeMap<(Fault, bool), usize>;
+
+/// A cluster whose cables can be pulled, where that is possible.
+pub fn cluster(name: &str, nodes: usize) -> Cluster {
+    match netns::missing() {
+        None => Cluster::start_in_namespaces(name, nodes),
+        Some(why) => {
+            eprintln!("SKIPPED pulling cables: {why}");
+            Cluster::start(name, nodes)
+        }
+    }
+}
+
+/// Lets clients work while it strikes for `HFCACHE_JEPSEN_SECONDS`, or as long as every fault takes once, and has
+/// them stop then, also when it fails itself.
+pub fn amid<'a>(
+    cluster: &mut Cluster,
+    restarts: &[AtomicU64],
+    random: &mut Random,
+    stop: &AtomicBool,
+    clients: Vec<Box<dyn FnOnce() + Send + 'a>>,
+) -> Struck {
+    let seconds = std::env::var("HFCACHE_JEPSEN_SECONDS").ok().and_then(|s| s.parse().ok());
+    let span = Duration::from_secs(seconds.unwrap_or(0)).min(SPAN_MAX);
+    let struck = thread::scope(|scope| {
+        for client in clients {
+            scope.spawn(client);
+        }
+        let struck = catch_unwind(AssertUnwindSafe(|| rampage(cluster, restarts, span, random)));
+        stop.store(true, Ordering::Relaxed);
+        struck
+    });
+    let struck = struck.unwrap_or_else(|panic| resume_unwind(panic));
+    // A run in which nothing happened proves nothing.
+    for fault in Fault::possible() {
+        assert!(struck.contains_key(&(fault, true)) && struck.contains_key(&(fault, false)), "{struck:?}");
+    }
+    struck
+}
+
 /// Strikes for at least `span`, each possible fault at least once against a leader and once against another
 /// node, and returns how often each struck. At the end nothing is broken any more. `restarts` of a node is odd
 /// while it is dead.
-pub fn rampage(
-    cluster: &mut Cluster,
-    restarts: &[AtomicU64],
-    span: Duration,
-    random: &mut Random,
-) -> BTreeMap<(Fault, bool), usize> {
-    let mut done: BTreeMap<(Fault, bool), usize> = BTreeMap::new();
+fn rampage(cluster: &mut Cluster, restarts: &[AtomicU64], span: Duration, random: &mut Random) -> Struck {
+    let mut done = Struck::new();
     let mut plan: Vec<(Fault, bool)> =
         Fault::possible().into_iter().flat_map(|f| [(f, true), (f, false)]).collect();
     // Nodes that are a little apart are what a strict judgement needs, and they are so by chance only.

@@ -4,20 +4,12 @@ use hfcache_jepsen::history::{Ask, Operation, Outcome, write_edn};
 use hfcache_jepsen::random::Random;
 use hfcache_jepsen::register::Run;
 use hfcache_jepsen::{check, nemesis, register};
-use hfcache_tests::{Cluster, binary, measure, netns};
+use hfcache_tests::{binary, measure};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
 
 const NODES: usize = 3;
 const CLIENTS_PER_NODE: usize = 5;
-
-/// `HFCACHE_JEPSEN_SECONDS`, or as long as every fault takes once.
-fn span() -> Duration {
-    let seconds = std::env::var("HFCACHE_JEPSEN_SECONDS").ok().and_then(|s| s.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(0))
-}
 
 fn keep(operations: &[Operation]) -> PathBuf {
     let dir = binary::target_dirs().0.join("hfcache-tests");
@@ -30,13 +22,7 @@ fn keep(operations: &[Operation]) -> PathBuf {
 #[test]
 fn names_are_linearizable_under_faults() {
     let mut random = Random::from_environment();
-    let mut cluster = match netns::missing() {
-        None => Cluster::start_in_namespaces("jepsen", NODES),
-        Some(why) => {
-            eprintln!("SKIPPED pulling cables: {why}");
-            Cluster::start("jepsen", NODES)
-        }
-    };
+    let mut cluster = nemesis::cluster("jepsen", NODES);
     let run = Run::default();
     let restarts: Vec<AtomicU64> = (0..NODES).map(|_| AtomicU64::new(0)).collect();
     std::fs::create_dir(cluster.path(0, "registers")).expect("make the registers' directory");
@@ -46,20 +32,13 @@ fn names_are_linearizable_under_faults() {
         let outcome = run.history.record(0, key, Ask::Write(value), || register::write(&dirs[0], key, value));
         assert_eq!(outcome, Outcome::Ok(value), "make register {key}");
     }
-    let struck = thread::scope(|scope| {
-        for client in 0..NODES * CLIENTS_PER_NODE {
-            let (run, dir, restarts) = (&run, &dirs[client % NODES], &restarts[client % NODES]);
-            let random = Random::new(random.below(1 << 30) as u64);
-            scope.spawn(move || register::client(client, dir, run, restarts, random));
-        }
-        // Also when the nemesis panics, the clients must end.
-        let struck = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            nemesis::rampage(&mut cluster, &restarts, span().min(Duration::from_secs(300)), &mut random)
-        }));
-        run.stop.store(true, Ordering::Relaxed);
-        struck
-    });
-    let struck = struck.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let mut clients: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
+    for client in 0..NODES * CLIENTS_PER_NODE {
+        let (run, dir, restarts) = (&run, &dirs[client % NODES], &restarts[client % NODES]);
+        let random = Random::new(random.below(1 << 30) as u64);
+        clients.push(Box::new(move || register::client(client, dir, run, restarts, random)));
+    }
+    let struck = nemesis::amid(&mut cluster, &restarts, &mut random, &run.stop, clients);
     cluster.wait_healthy();
     // All is well again: every node must tell the same.
     for key in 0..register::KEYS {
@@ -97,9 +76,4 @@ fn names_are_linearizable_under_faults() {
     }
     // A run in which nothing happened proves nothing.
     assert!(reads > 500 && writes > 200, "too little was done: {reads} reads, {writes} writes");
-    assert!(
-        nemesis::Fault::possible()
-            .into_iter()
-            .all(|f| struck.contains_key(&(f, true)) && struck.contains_key(&(f, false)))
-    );
 }

@@ -1,5 +1,6 @@
 //! `flock` and `fcntl` exclude over nodes, and die with their holder.
 
+use hfcache_tests::conformance::setting;
 use hfcache_tests::{Agent, Checks, Cluster, eventually, measure};
 use std::fs::File;
 use std::path::PathBuf;
@@ -304,19 +305,22 @@ fn polls_write_no_log(cluster: &Cluster, three: &Three) {
 }
 
 /// The proof of exclusion: a counter that only its lock protects, raised on three nodes at once.
+/// `HFCACHE_COUNTER_CLIENTS` on each node raise a number `HFCACHE_COUNTER_ROUNDS` times each.
 fn counter_under_lock(three: &Three, name: &str) {
-    const ROUNDS: u64 = 60;
+    let clients = setting("HFCACHE_COUNTER_CLIENTS", 2);
+    let rounds = setting("HFCACHE_COUNTER_ROUNDS", 30);
     std::fs::write(three.path(0, &format!("{name}.value")), "0").expect("start at 0");
     File::create(three.path(0, &format!("{name}.lock"))).expect("make the lock file");
     thread::scope(|scope| {
-        for node in 0..3 {
+        for client in 0..3 * clients {
             scope.spawn(move || {
+                let node = client as usize % 3;
                 let value = three.path(node, &format!("{name}.value"));
                 let lock = File::options()
                     .write(true)
                     .open(three.path(node, &format!("{name}.lock")))
                     .expect("open");
-                for _ in 0..ROUNDS {
+                for _ in 0..rounds {
                     lock.lock().expect("lock");
                     let old: u64 = std::fs::read_to_string(&value).expect("read").parse().expect("a number");
                     std::fs::write(&value, (old + 1).to_string()).expect("write");
@@ -326,7 +330,7 @@ fn counter_under_lock(three: &Three, name: &str) {
         }
     });
     let end = std::fs::read_to_string(three.path(1, &format!("{name}.value"))).expect("read");
-    assert_eq!(end, (3 * ROUNDS).to_string(), "no update is lost");
+    assert_eq!(end, (3 * clients * rounds).to_string(), "no update is lost");
 }
 
 fn many_locks(three: &Three, name: &str) {

@@ -1,5 +1,6 @@
 //! Names and attributes: the calls that Hugging Face clients make, each of them seen from a second node.
 
+use hfcache_tests::conformance::setting;
 use hfcache_tests::sys;
 use hfcache_tests::two::{self, Check, Two, errno, names, read, same_stat, stat, write};
 use std::fs::{self, File};
@@ -9,8 +10,9 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 const CHECKS: &[Check] = &[
     ("exclusive_create", exclusive_create),
@@ -18,6 +20,7 @@ const CHECKS: &[Check] = &[
     ("rename_directory", rename_directory),
     ("rename_flags", rename_flags),
     ("refs_replaced", refs_replaced),
+    ("never_stale", never_stale),
     ("directories", directories),
     ("ten_thousand_names", ten_thousand_names),
     ("symlinks", symlinks),
@@ -136,6 +139,59 @@ fn refs_replaced(two: &Two) {
         fs::rename(&part, &a).expect("replace");
         assert_eq!(read(&b), i.to_string().as_bytes(), "a replaced ref is never seen stale");
     }
+}
+
+/// One writes and two read in a loop for `HFCACHE_STALE_SECONDS`: nobody sees less than what had returned before
+/// he looked, in a file, in a link, and in names that come and go.
+fn never_stale(two: &Two) {
+    let end = Instant::now() + Duration::from_secs(setting("HFCACHE_STALE_SECONDS", 3));
+    let (a, b) = two.both("main");
+    let written = AtomicU64::new(0);
+    let looks = AtomicU64::new(0);
+    write(&a, b"0");
+    symlink("0", two.a.join("link")).expect("symlink");
+    thread::scope(|scope| {
+        let (written, looks, a) = (&written, &looks, &a);
+        scope.spawn(move || {
+            for i in 1.. {
+                let (part, link) = (two.a.join("part"), two.a.join("link.part"));
+                write(&part, i.to_string().as_bytes());
+                symlink(i.to_string(), &link).expect("symlink");
+                File::create_new(two.a.join(format!("name{i}"))).expect("create");
+                if i > 1 {
+                    fs::remove_file(two.a.join(format!("name{}", i - 1))).expect("unlink");
+                }
+                fs::rename(&link, two.a.join("link")).expect("replace");
+                fs::rename(&part, a).expect("replace");
+                written.store(i, Ordering::SeqCst);
+                if Instant::now() > end {
+                    break;
+                }
+            }
+        });
+        for (dir, path) in [(&two.b, &b), (&two.a, a)] {
+            scope.spawn(move || {
+                while Instant::now() < end {
+                    let before = written.load(Ordering::SeqCst);
+                    let number = |text: &str| text.parse::<u64>().expect("a number");
+                    let seen = number(&String::from_utf8(read(path)).expect("text"));
+                    assert!(seen >= before, "a file shows {seen} after {before} was written");
+                    let link = fs::read_link(dir.join("link")).expect("readlink");
+                    let seen = number(link.to_str().expect("text"));
+                    assert!(seen >= before, "a link shows {seen} after {before} was written");
+                    let gone = before.saturating_sub(1);
+                    assert!(
+                        !dir.join(format!("name{gone}")).exists(),
+                        "a name shows that was removed before {before}"
+                    );
+                    looks.fetch_add(3, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let (written, looks) = (written.into_inner(), looks.into_inner());
+    println!("  {looks} looks while {written} were written");
+    assert!(written > 10 && looks > 100, "too little was done");
 }
 
 fn directories(two: &Two) {

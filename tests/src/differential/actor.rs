@@ -2,7 +2,7 @@
 
 use super::Role;
 use super::op::{Op, SLOTS};
-use crate::{sys, within};
+use crate::{sys, within, xattr};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{
@@ -179,6 +179,17 @@ impl Place {
                 sys::set_times(&self.at(path), Some((*access, 999_999_999)), Some((*modification, 1)))?;
                 let found = fs::symlink_metadata(self.at(path))?;
                 Ok(format!("{} {} {}", found.atime(), found.mtime(), found.mtime_nsec()))
+            }
+            Op::SetXattr { path, name, value, flags } => {
+                xattr::set_with(&self.at(path), name, value.as_bytes(), *flags).and_then(|()| done())
+            }
+            Op::GetXattr { path, name } => Ok(super::tree::digest(&xattr::get(&self.at(path), name)?)),
+            Op::ListXattr { path } => Ok(xattr::list(&self.at(path))?.join(" ")),
+            Op::RemoveXattr { path, name } => xattr::remove(&self.at(path), name).and_then(|()| done()),
+            Op::SetAcl { path, default, text } => {
+                let name = if *default { xattr::DEFAULT } else { xattr::ACCESS };
+                xattr::set(&self.at(path), name, &xattr::acl(text))?;
+                told(&fs::symlink_metadata(self.at(path))?)
             }
             Op::Open { slot, path, write } => {
                 self.held[*slot as usize] = None;

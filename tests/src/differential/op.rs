@@ -30,6 +30,11 @@ pub enum Op {
     Chmod { path: String, mode: u32 },
     Chown { path: String, uid: Option<u32>, gid: Option<u32> },
     Times { path: String, access: i64, modification: i64 },
+    SetXattr { path: String, name: String, value: String, flags: i32 },
+    GetXattr { path: String, name: String },
+    ListXattr { path: String },
+    RemoveXattr { path: String, name: String },
+    SetAcl { path: String, default: bool, text: String },
     Open { slot: u64, path: String, write: bool },
     Nameless { slot: u64, path: String },
     HeldWrite { slot: u64, at: u64, len: usize, fill: u8 },
@@ -81,13 +86,25 @@ fn mode(random: &mut Random) -> u32 {
         .one(&[0o777, 0o666, 0o644, 0o600, 0o000, 0o700, 0o755, 0o1777, 0o2775, 0o4755, 0o6711, 0o070, 0o007])
 }
 
+fn attribute(random: &mut Random) -> String {
+    random.one(&["user.a", "user.a", "user.b", "trusted.t", "nothing.n", "user."]).into()
+}
+
+/// Lists in which users, groups and the mask say different things.
+fn list(random: &mut Random) -> String {
+    let named = random.one(&["", "u:4711:rw ", "u:4712:- ", "u:4711:r u:4712:rwx "]);
+    let groups = random.one(&["", "g:4000:rx ", "g:4711:rw "]);
+    let mut one = || random.one(&["-", "r", "rw", "rwx", "rx"]);
+    format!("u::{} {named}g::{} {groups}m::{} o::{}", one(), one(), one(), one())
+}
+
 impl Step {
     /// The next one.
     pub fn draw(random: &mut Random, roles: usize) -> Self {
         let role = random.below(roles as u64) as usize;
         let slot = random.below(SLOTS);
         let fill = b'a' + random.below(26) as u8;
-        let op = match random.below(100) {
+        let op = match random.below(110) {
             0..8 => Op::Create { path: path(random), mode: mode(random), exclusive: random.below(2) == 0 },
             8..16 => Op::Write { path: path(random), at: offset(random), len: length(random), fill },
             16..20 => Op::Append { path: path(random), len: length(random), fill },
@@ -136,6 +153,15 @@ impl Step {
             95..96 => Op::HeldTruncate { slot, len: length(random) as u64 },
             96..97 => Op::HeldStat { slot },
             97..98 => Op::HeldLink { slot, path: path(random) },
+            98..101 => {
+                let value = "v".repeat(random.one(&[0, 1, 30, 2_000]));
+                let flags = random.one(&[0, 0, libc::XATTR_CREATE, libc::XATTR_REPLACE]);
+                Op::SetXattr { path: path(random), name: attribute(random), value, flags }
+            }
+            101..102 => Op::GetXattr { path: path(random), name: attribute(random) },
+            102..103 => Op::ListXattr { path: path(random) },
+            103..104 => Op::RemoveXattr { path: path(random), name: attribute(random) },
+            104..108 => Op::SetAcl { path: path(random), default: random.below(2) == 0, text: list(random) },
             _ => Op::Close { slot },
         };
         Self { role, op }

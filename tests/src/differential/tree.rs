@@ -2,6 +2,7 @@
 
 use super::actor::kind;
 use crate::pattern::hex;
+use crate::xattr;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,6 +58,10 @@ fn walk(dir: &Path, name: &str, tree: &mut Tree, inodes: &mut BTreeMap<u64, Stri
             text += &format!(" {}", digest(&fs::read(entry.path()).expect("read a file")));
         } else if found.is_symlink() {
             text += &format!(" -> {:?}", fs::read_link(entry.path()).expect("read a link"));
+        }
+        for name in xattr::list(&entry.path()).expect("list attributes") {
+            let value = xattr::get(&entry.path(), &name).expect("read an attribute");
+            text += &format!(" {name}={}", digest(&value));
         }
         if !found.is_dir() {
             // The names of one inode.
