@@ -2,14 +2,16 @@
 //! excludes and what is saved is seen by the next holder, no number is given twice and none is lost.
 
 use crate::random::Random;
+use hfcache_tests::sys;
+use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Between two attempts to get the lock.
 const POLL: Duration = Duration::from_millis(4);
@@ -23,21 +25,49 @@ const DIGITS: usize = 20;
 pub struct Increment {
     /// What the counter said then.
     pub value: u64,
-    /// The lock was held from here,
-    pub from: Instant,
+    /// The lock was held from here, by this machine's clock,
+    pub from: Duration,
     /// to here at least, when the number was saved.
-    pub until: Instant,
+    pub until: Duration,
 }
 
-/// What all clients of a run share.
-#[derive(Debug, Default)]
-pub struct Run {
-    /// What was acknowledged.
-    pub done: Mutex<Vec<Increment>>,
-    /// Increments that may have taken effect.
-    pub unknown: AtomicU64,
-    /// They are to end.
-    pub stop: AtomicBool,
+/// What a client says of an attempt, a line each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// It was acknowledged.
+    Counted(Increment),
+    /// It may have taken effect.
+    Unknown,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Counted(Increment { value, from, until }) => {
+                write!(f, "counted {value} {} {}", from.as_nanos(), until.as_nanos())
+            }
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+impl FromStr for Line {
+    type Err = ();
+
+    /// Fails for what no client says.
+    fn from_str(line: &str) -> Result<Self, ()> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |text: &str| text.parse::<u64>().map_err(|_| ());
+        match words[..] {
+            ["unknown"] => Ok(Self::Unknown),
+            ["counted", value, from, until] => Ok(Self::Counted(Increment {
+                value: number(value)?,
+                from: Duration::from_nanos(number(from)?),
+                until: Duration::from_nanos(number(until)?),
+            })),
+            _ => Err(()),
+        }
+    }
 }
 
 /// Makes the counter and its lock.
@@ -83,7 +113,7 @@ fn attempt(dir: &Path, stop: &AtomicBool) -> Attempt {
         Ok(None) => return Attempt::Refused(io::ErrorKind::WouldBlock.into()),
         Err(why) => return Attempt::Refused(why),
     };
-    let from = Instant::now();
+    let from = sys::monotonic();
     let value = match value(dir) {
         Ok(old) => old + 1,
         Err(why) => return Attempt::Refused(why),
@@ -94,18 +124,21 @@ fn attempt(dir: &Path, stop: &AtomicBool) -> Attempt {
         file.sync_all()
     };
     let written = written();
-    let until = Instant::now();
+    let until = sys::monotonic();
     // Let go only now: a lock that is dropped earlier would not be held until then.
     drop(lock);
     if written.is_ok() { Attempt::Counted(Increment { value, from, until }) } else { Attempt::Unknown }
 }
 
-/// One client on one mount, until it is told to stop.
-pub fn client(dir: &Path, run: &Run, mut random: Random) {
-    while !run.stop.load(Ordering::Relaxed) {
-        match attempt(dir, &run.stop) {
+fn client(dir: &Path, stop: &AtomicBool, mut random: Random) {
+    let tell = |line: Line| {
+        // In one piece, and nobody to tell means nothing to do.
+        let _gone = io::stdout().lock().write_all(format!("{line}\n").as_bytes());
+    };
+    while !stop.load(Ordering::Relaxed) {
+        match attempt(dir, stop) {
             Attempt::Counted(increment) => {
-                run.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(increment);
+                tell(Line::Counted(increment));
                 thread::sleep(Duration::from_micros(random.below(5_000) as u64));
             }
             Attempt::Refused(why) => {
@@ -113,11 +146,28 @@ pub fn client(dir: &Path, run: &Run, mut random: Random) {
                 thread::sleep(AFTER_ERROR);
             }
             Attempt::Unknown => {
-                run.unknown.fetch_add(1, Ordering::Relaxed);
+                tell(Line::Unknown);
                 thread::sleep(AFTER_ERROR);
             }
         }
     }
+}
+
+/// A process of clients on one mount, which tells what they do on its standard output until its standard input
+/// ends. A process of its own that starts no other: a child closes what it inherits, and that waits for a mount
+/// whose node has just been cut off.
+pub fn clients(dir: &Path, seeds: &[u64]) {
+    let stop = AtomicBool::new(false);
+    // Whatever stands in this line already is none of ours.
+    println!();
+    thread::scope(|scope| {
+        for seed in seeds {
+            let stop = &stop;
+            scope.spawn(move || client(dir, stop, Random::new(*seed)));
+        }
+        for _ in io::stdin().lock().lines() {}
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 /// What is wrong with a run at whose end the counter says `last`, if anything is.
@@ -154,25 +204,31 @@ pub fn judge(done: &[Increment], unknown: u64, last: u64) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn at(start: Instant, value: u64, from: u64, until: u64) -> Increment {
-        let ms = |n| start + Duration::from_millis(n);
-        Increment { value, from: ms(from), until: ms(until) }
+    fn at(value: u64, from: u64, until: u64) -> Increment {
+        Increment { value, from: Duration::from_millis(from), until: Duration::from_millis(until) }
+    }
+
+    #[test]
+    fn lines_come_back() {
+        for line in [Line::Unknown, Line::Counted(at(7, 1, 2))] {
+            assert_eq!(line.to_string().parse(), Ok(line));
+        }
+        assert!("counted 1 2".parse::<Line>().is_err() && "".parse::<Line>().is_err());
     }
 
     #[test]
     fn what_is_wrong_is_found() {
-        let start = Instant::now();
-        let good = [at(start, 2, 20, 30), at(start, 1, 0, 10), at(start, 4, 30, 50)];
+        let good = [at(2, 20, 30), at(1, 0, 10), at(4, 30, 50)];
         assert_eq!(judge(&good, 1, 4), None);
         assert_eq!(judge(&good, 2, 5), None);
         assert_eq!(judge(&[], 0, 0), None);
         for (done, unknown, last, word) in [
-            (vec![at(start, 1, 0, 10), at(start, 1, 20, 30)], 1, 2, "twice"),
-            (vec![at(start, 1, 0, 10), at(start, 2, 9, 30)], 0, 2, "at once"),
-            (vec![at(start, 2, 0, 10), at(start, 1, 20, 30)], 0, 2, "at once"),
-            (vec![at(start, 1, 0, 10), at(start, 3, 20, 30)], 0, 2, "ends at 2"),
-            (vec![at(start, 1, 0, 10)], 1, 3, "ends at 3"),
-            (vec![at(start, 1, 0, 10), at(start, 2, 20, 30)], 0, 1, "ends at 1"),
+            (vec![at(1, 0, 10), at(1, 20, 30)], 1, 2, "twice"),
+            (vec![at(1, 0, 10), at(2, 9, 30)], 0, 2, "at once"),
+            (vec![at(2, 0, 10), at(1, 20, 30)], 0, 2, "at once"),
+            (vec![at(1, 0, 10), at(3, 20, 30)], 0, 2, "ends at 2"),
+            (vec![at(1, 0, 10)], 1, 3, "ends at 3"),
+            (vec![at(1, 0, 10), at(2, 20, 30)], 0, 1, "ends at 1"),
         ] {
             let found = judge(&done, unknown, last).unwrap();
             assert!(found.contains(word), "{found}");

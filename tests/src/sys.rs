@@ -353,6 +353,14 @@ pub fn make_node(path: &Path, mode: u32) -> io::Result<()> {
     check(unsafe { libc::mknod(path.as_ptr(), mode, 0) })
 }
 
+/// Time since this machine started, the same for all its processes.
+pub fn monotonic() -> std::time::Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the struct lives over the call, which can't fail with a clock that is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    std::time::Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
