@@ -321,7 +321,7 @@ impl Drop for Map {
     }
 }
 
-/// Gives this thread, and no other, a user's rights on files, and an umask of its own.
+/// Makes this thread, and no other, a user's, for good, with an umask of its own.
 ///
 /// # Errors
 /// EPERM for anyone but root.
@@ -329,18 +329,17 @@ pub fn become_user(uid: u32, gid: u32, more: Option<u32>, umask: u32) -> io::Res
     let groups: Vec<u32> = more.into_iter().collect();
     // SAFETY: no memory is passed.
     check(unsafe { libc::unshare(libc::CLONE_FS) })?;
-    // The wrappers of libc would change all threads; and what counts for files has no errors but by its effect.
+    // The wrappers of libc would change all threads.
     // SAFETY: the groups live over the call, which only reads them; the others are passed no memory.
     let set = unsafe {
         libc::umask(umask);
-        let set = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
-        libc::syscall(libc::SYS_setfsgid, gid);
-        libc::syscall(libc::SYS_setfsuid, uid);
-        set
+        [
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
+            libc::syscall(libc::SYS_setresgid, gid, gid, gid),
+            libc::syscall(libc::SYS_setresuid, uid, uid, uid),
+        ]
     };
-    // SAFETY: asks only: no such user can be.
-    let is = unsafe { libc::syscall(libc::SYS_setfsuid, u32::MAX) };
-    if set == 0 && is == i64::from(uid) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+    if set == [0; 3] { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
 }
 
 /// Makes a pipe, a socket or a file (mknod); `mode` has the kind.

@@ -57,7 +57,7 @@ pub enum Change {
     Rates,
     /// The access control lists of an inode changed.
     Acl(InodeId),
-    /// An inode has another owner or group.
+    /// An inode has another owner or group, or a directory another sticky bit.
     Owner(InodeId),
 }
 

@@ -8,12 +8,15 @@ use hfcache_base::limits::{
     CHUNK_ID_BATCH, CHUNK_MAX, CLONE_EXTENTS_MAX, COMMIT_PIECES_MAX, FILE_SIZE_MAX, INLINE_MAX,
     PARTITION_WIDTH_MAX, TOUCH_MAX,
 };
-use hfcache_base::meta::{Change, ChunkRef, Extent, FileKind, Piece, Reply, SetAttr, SetTime, Timestamp};
+use hfcache_base::meta::{
+    Attr, Change, ChunkRef, Extent, FileKind, Piece, Reply, SetAttr, SetTime, Timestamp,
+};
 use hfcache_base::{ChunkId, InodeId, Kind, Result, Scheme};
 use std::collections::BTreeMap;
 use std::ops::Bound::Included;
 use std::ops::Range;
 
+const STICKY: u32 = 0o1000;
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
 const GROUP_EXEC: u32 = 0o010;
@@ -40,6 +43,11 @@ impl Delta {
     }
 }
 
+/// Whose an inode is, and whether that matters for names and attributes in it (the sticky bit).
+fn owners(attr: &Attr) -> (u32, u32, bool) {
+    (attr.uid, attr.gid, attr.kind == FileKind::Directory && attr.mode & STICKY != 0)
+}
+
 impl Machine<'_> {
     pub fn set_attr(&mut self, ino: InodeId, set: &SetAttr) -> Step {
         let mut inode = self.inode(ino)?.ok_or(Kind::Stale)?;
@@ -59,7 +67,7 @@ impl Machine<'_> {
             return Ok(Reply::Attr(inode.attr));
         }
         let now = self.now();
-        let before = (inode.attr.uid, inode.attr.gid);
+        let before = owners(&inode.attr);
         let attr = &mut inode.attr;
         attr.ctime = now;
         if let Some(uid) = set.uid {
@@ -108,7 +116,7 @@ impl Machine<'_> {
             inode.attr.mtime = time(t);
         }
         self.put_inode(&inode)?;
-        if before != (inode.attr.uid, inode.attr.gid) {
+        if before != owners(&inode.attr) {
             self.changed(Change::Owner(ino));
         }
         self.changed(Change::Inode { ino, data });
