@@ -1,6 +1,6 @@
 //! What the admin socket can ask of a running node, and who may join through it.
 
-use crate::admin::{Request, server::Handler};
+use crate::admin::{QUORUM_DEADLINE, Request, server::Handler};
 use crate::data::DataDir;
 use crate::found::later;
 use crate::leave;
@@ -23,8 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 
-/// Longest wait for a quorum before a command fails.
-const QUORUM_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest token that can be asked for.
 const TTL_MAX: Duration = Duration::from_secs(3_650 * 86_400);
 /// Addresses in a token.

@@ -1,14 +1,11 @@
 //! `hfcache rate`: how fast users and groups may go on each node.
 
+use crate::admin::QUORUM_DEADLINE;
 use crate::usage::{Bound, Whose};
 use hfcache_base::meta::{Op, Rate, Subject};
 use hfcache_base::seam::{Meta, View};
 use hfcache_base::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
-
-/// Longest wait for a quorum before a command fails.
-const QUORUM_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Changes of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! `hfcache share`: which directories are shared trees, and opening what was in them before.
 
+use crate::admin::QUORUM_DEADLINE;
 use crate::place::Place;
 use hfcache_base::limits::READDIR_PAGE;
 use hfcache_base::meta::{Attr, DirEntry, FileKind, Op, SetAttr, Share};
@@ -9,11 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Longest wait for a quorum before a command fails.
-const QUORUM_DEADLINE: Duration = Duration::from_secs(5);
 /// Changes of modes under way at once.
 const CHANGES_MAX: usize = 64;
 

@@ -1,15 +1,12 @@
 //! `hfcache du` and `hfcache quota`: what is used and what may be used.
 
+use crate::admin::QUORUM_DEADLINE;
 use crate::place::Place;
 use hfcache_base::meta::{Limit, Op, Quota, Subject, Usage};
 use hfcache_base::seam::{Meta, View};
 use hfcache_base::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// Longest wait for a quorum before a command fails.
-const QUORUM_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Whose quota a command means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

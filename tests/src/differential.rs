@@ -18,7 +18,7 @@ pub use op::{Op, Step};
 use crate::random::Random;
 use actor::Actor;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Who does something: on which node, as whom, with which umask.
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +89,7 @@ impl World {
             }
         }
         drop(actors);
-        let end = |dir: &Path| tree::of(dir);
-        let (first, second, native) = (end(&dirs[0]), end(&dirs[1]), end(&dirs[2]));
+        let (first, second, native) = (tree::of(&dirs[0]), tree::of(&dirs[1]), tree::of(&dirs[2]));
         let mut why = String::new();
         for (name, seen) in [("the first node", &first), ("the second node", &second)] {
             for line in tree::difference(seen, &native) {

@@ -138,6 +138,28 @@ impl Node {
         String::from_utf8(output.stdout).expect("the program prints UTF-8").trim_end().to_owned()
     }
 
+    /// Runs a command of the program about this node: its exit status, what it printed, what it complained of.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn tell(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let data = self.data_arg();
+        let output = self.call(&[args, &["--data", &data]].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// The facts that a command about this node prints.
+    ///
+    /// # Panics
+    /// When it fails, or prints no JSON.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let (code, out, err) = self.tell(&[args, &["--json"]].concat());
+        assert_eq!(code, Some(0), "{}: hfcache {args:?}: {err}", self.name);
+        serde_json::from_str(&out).expect("it prints JSON")
+    }
+
     /// Makes a cluster of this one node, without starting it.
     pub fn init(&self) {
         let listen = self.addr.to_string();

@@ -23,21 +23,12 @@ struct World {
 
 impl World {
     fn call(&self, node: usize, args: &[&str]) -> (Option<i32>, String, String) {
-        let data = self.cluster.node(node).data_arg();
-        let mut all = args.to_vec();
-        all.extend(["--data", &data]);
-        let output = self.cluster.node(node).call(&all);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
+        self.cluster.node(node).tell(args)
     }
 
     #[track_caller]
     fn json(&self, node: usize, args: &[&str]) -> Value {
-        let mut all = args.to_vec();
-        all.push("--json");
-        let (code, out, err) = self.call(node, &all);
-        assert_eq!(code, Some(0), "hfcache {args:?}: {err}");
-        serde_json::from_str(&out).expect("it prints JSON")
+        self.cluster.node(node).json(args)
     }
 
     /// A new directory for everybody, as both nodes show it.

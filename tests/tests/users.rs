@@ -95,9 +95,7 @@ impl World {
 
     /// `hfcache … --json` on a node.
     fn json(&self, node: usize, args: &[&str]) -> Value {
-        let mut all = args.to_vec();
-        all.push("--json");
-        serde_json::from_str(&self.call(node, &all)).expect("it prints JSON")
+        self.node(node).json(args)
     }
 
     /// What `hfcache …` says when it fails.

@@ -46,7 +46,7 @@ struct Meter {
 
 impl Meter {
     fn take(&mut self, work: Work, now: Moment) -> Duration {
-        let mut wait = match self.rate.ops {
+        let wait = match self.rate.ops {
             Some(ops) => self.ops.take(1, ops, now),
             None => Duration::ZERO,
         };
@@ -55,8 +55,7 @@ impl Meter {
             Work::Write(bytes) => self.rate.write.map(|rate| self.write.take(bytes, rate, now)),
             Work::Other => None,
         };
-        wait = wait.max(bytes.unwrap_or_default());
-        wait
+        wait.max(bytes.unwrap_or_default())
     }
 }
 

@@ -27,14 +27,10 @@ pub struct Who {
 }
 
 impl Who {
-    fn owns(self, attr: &Attr) -> bool {
+    /// Whether this is the owner, or root.
+    pub(super) fn owns(self, attr: &Attr) -> bool {
         self.uid == 0 || self.uid == attr.uid
     }
-}
-
-/// Whether this is the owner, or root.
-pub(super) fn owns(attr: &Attr, who: Who) -> bool {
-    who.owns(attr)
 }
 
 /// Whether mode bits allow all of `want`.

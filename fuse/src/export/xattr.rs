@@ -47,7 +47,7 @@ fn may_get(attr: &Attr, who: Who, space: XattrSpace) -> Result<()> {
 
 /// Whether a squashed caller may set or remove an attribute.
 fn may_set(attr: &Attr, who: Who, space: XattrSpace) -> Result<()> {
-    let owns = rights::owns(attr, who);
+    let owns = who.owns(attr);
     let sticky = attr.kind == FileKind::Directory && attr.mode & rights::STICKY != 0;
     match space {
         XattrSpace::User if sticky && !owns => Err(Kind::NotPermitted.into()),

@@ -8,6 +8,7 @@ use super::Core;
 use hfcache_base::InodeId;
 use hfcache_base::limits::TOUCH_MAX;
 use hfcache_base::meta::{Attr, Op, Timestamp};
+use hfcache_base::seam::View;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,22 +69,22 @@ impl Reads {
 
 impl Core {
     /// Bytes, entries or the target of an inode were read just now.
-    pub(crate) fn was_read(&self, ino: InodeId) {
-        self.note_read(ino, Attr::atime_due);
+    /// However new the view is: whether a note is due is decided again when it is written down.
+    pub(crate) fn was_read(&self, view: &dyn View, ino: InodeId) {
+        self.note_read(view, ino, Attr::atime_due);
     }
 
     /// A file whose pages the kernel has was opened to be read.
     pub(crate) fn may_be_read(&self, ino: InodeId) {
-        self.note_read(ino, Attr::atime_is_old);
+        self.note_read(self.meta.read_stale().as_ref(), ino, Attr::atime_is_old);
     }
 
-    fn note_read(&self, ino: InodeId, due: fn(&Attr, Timestamp) -> bool) {
+    fn note_read(&self, view: &dyn View, ino: InodeId, due: fn(&Attr, Timestamp) -> bool) {
         if !self.atime {
             return;
         }
         let now = self.clock.wall();
-        // However new this state is: whether it is due is decided again when it is written down.
-        if self.meta.read_stale().attr(ino).is_ok_and(|attr| due(&attr, now)) {
+        if view.attr(ino).is_ok_and(|attr| due(&attr, now)) {
             self.reads.note(ino, now);
         }
     }

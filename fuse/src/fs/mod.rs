@@ -307,7 +307,7 @@ impl FileSystem for Fs {
     fn readlink(&self, _: Caller, ino: InodeId, reply: Reply<Vec<u8>>) {
         self.core.read_names(reply, move |core, view, _| {
             let target = view.readlink(ino)?;
-            core.was_read(ino);
+            core.was_read(view, ino);
             Ok(target)
         });
     }

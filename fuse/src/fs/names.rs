@@ -204,7 +204,7 @@ impl Core {
                 Err(e) if e.kind() == Kind::NotFound => Ok(Vec::new()),
                 rows => {
                     if cookie == 0 && rows.is_ok() {
-                        core.was_read(ino);
+                        core.was_read(view, ino);
                     }
                     rows
                 }

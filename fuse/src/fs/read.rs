@@ -205,7 +205,7 @@ impl Core {
             Err(kind) => return reply.fail(kind),
         };
         if !handle.noted.swap(true, Ordering::Relaxed) {
-            self.was_read(ino);
+            self.was_read(self.meta.read_stale().as_ref(), ino);
         }
         if handle.file.refresh_now(self) {
             let plan = Plan::new(&handle.file, offset, size);

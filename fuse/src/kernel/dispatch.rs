@@ -59,7 +59,7 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
     let fs = &*channel.session.fs;
     let unique = header.unique;
     let ino = header.ino;
-    let caller = Caller { unique, uid: header.uid, gid: header.gid, pid: header.pid, umask: 0 };
+    let caller = header.caller();
     let to = To { channel, unique };
     match request {
         Request::Lookup { name } => fs.lookup(caller, ino, name, to.entry()),

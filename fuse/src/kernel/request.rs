@@ -3,7 +3,7 @@
 
 use super::abi::{IN_HEADER, Malformed, OFFSET_MAX, Reader, cap, fattr, flag, join_time, op};
 use super::xattr::{self, Xattr};
-use crate::ops::{Place, Work, WriteFlags};
+use crate::ops::{Caller, Place, Work, WriteFlags};
 use hfcache_base::InodeId;
 use hfcache_base::meta::{FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime};
 
@@ -22,6 +22,13 @@ pub struct Header {
     pub gid: u32,
     /// Process.
     pub pid: u32,
+}
+
+impl Header {
+    /// Who asks. An umask is in the request itself, of those that make something.
+    pub(super) fn caller(&self) -> Caller {
+        Caller { unique: self.unique, uid: self.uid, gid: self.gid, pid: self.pid, umask: 0 }
+    }
 }
 
 /// The kernel's offer at the start.

@@ -6,7 +6,7 @@ use super::dispatch::dispatch;
 use super::inflight::{InFlight, Interrupt};
 use super::init::{Agreed, buffer_len};
 use super::request::{self, Header, Request};
-use crate::ops::{Caller, Data, FileSystem, Gate, Reply, Work};
+use crate::ops::{Data, FileSystem, Gate, Reply, Work};
 use hfcache_base::limits::FUSE_IO_MAX;
 use hfcache_base::{Error, Result};
 use parking_lot::{Condvar, Mutex};
@@ -131,9 +131,7 @@ impl Session {
     /// How long a caller has to wait, and where.
     fn has_to_wait(&self, header: &Header, work: Work) -> Option<(Duration, &Runtime)> {
         let (gate, runtime) = self.gate.as_ref()?;
-        let Header { unique, uid, gid, pid, .. } = *header;
-        let caller = Caller { unique, uid, gid, pid, umask: 0 };
-        let wait = gate.wait(caller, work);
+        let wait = gate.wait(header.caller(), work);
         (!wait.is_zero()).then_some((wait, runtime))
     }
 

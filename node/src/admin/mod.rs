@@ -19,11 +19,14 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
 /// Longest line, in bytes.
 pub const LINE_MAX: usize = 4 << 20;
+/// Longest wait for a quorum before a request fails.
+pub const QUORUM_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections served at once.
 pub const CONNECTIONS_MAX: usize = 32;
 const SOCKET: &str = "admin.sock";

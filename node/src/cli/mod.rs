@@ -12,12 +12,14 @@ mod share;
 mod status;
 mod token;
 
+use crate::accounts::Database;
 use crate::admin::Request;
 use crate::admin::client::{self, Trouble};
 use crate::data::DataDir;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -122,6 +124,20 @@ impl Which {
     fn ask_watching(&self, request: Request, progress: impl FnMut(Value)) -> Result<Value, Trouble> {
         let data = self.resolve().map_err(|e| Trouble::Unreachable(format!("{e:#}")))?;
         client::ask(&data, request, PATIENCE, progress)
+    }
+}
+
+/// What a node answers that was asked for one, or for `all`.
+fn one_or_all<T: DeserializeOwned>(answer: Value, all: bool) -> Result<Vec<T>> {
+    let answer = if all { answer } else { Value::Array(vec![answer]) };
+    serde_json::from_value(answer).context("read the node's answer")
+}
+
+/// A user or a group, by name where there is one.
+fn owner_name(uid: Option<u32>, gid: Option<u32>) -> String {
+    match uid {
+        Some(uid) => format!("user {}", Database::Passwd.shown(uid)),
+        None => format!("group {}", Database::Group.shown(gid.unwrap_or_default())),
     }
 }
 

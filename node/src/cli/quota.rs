@@ -1,6 +1,6 @@
 //! `hfcache quota …` and `hfcache du`.
 
-use super::{Which, say, say_json};
+use super::{Which, one_or_all, owner_name, say, say_json};
 use crate::accounts::Database;
 use crate::admin::Request;
 use crate::size;
@@ -129,12 +129,7 @@ impl Command {
         if json {
             return say_json(&answer).map(|()| 0);
         }
-        let doing = || "read the node's answer";
-        let quotas: Vec<Shown> = if all {
-            serde_json::from_value(answer).with_context(doing)?
-        } else {
-            vec![serde_json::from_value(answer).with_context(doing)?]
-        };
+        let quotas: Vec<Shown> = one_or_all(answer, all)?;
         if quotas.is_empty() {
             say("no quotas; set one with `hfcache quota set PATH --bytes SIZE`")?;
             return Ok(0);
@@ -143,8 +138,7 @@ impl Command {
         for quota in quotas {
             let whose = match &quota {
                 Shown { path: Some(path), .. } => path.clone(),
-                Shown { uid: Some(uid), .. } => format!("user {}", Database::Passwd.shown(*uid)),
-                Shown { gid, .. } => format!("group {}", Database::Group.shown(gid.unwrap_or_default())),
+                Shown { uid, gid, .. } => owner_name(*uid, *gid),
             };
             let (bytes, inodes) = (of(quota.bytes, human), of(quota.inodes, |n| n.to_string()));
             say(format!("{bytes:>22}  {inodes:>22}  {whose}"))?;

@@ -1,13 +1,13 @@
 //! `hfcache rate …`.
 
-use super::{Which, say, say_json};
+use super::{Which, one_or_all, owner_name, say, say_json};
 use crate::accounts::Database;
 use crate::admin::Request;
 use crate::rate::{Change, Shown};
 use crate::size;
 use crate::status::show::bytes as human;
 use crate::usage::{Bound, Whose};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 
 /// Whose rate.
@@ -137,22 +137,14 @@ impl Command {
         if json {
             return say_json(&answer).map(|()| 0);
         }
-        let doing = || "read the node's answer";
-        let rates: Vec<Shown> = if all {
-            serde_json::from_value(answer).with_context(doing)?
-        } else {
-            vec![serde_json::from_value(answer).with_context(doing)?]
-        };
+        let rates: Vec<Shown> = one_or_all(answer, all)?;
         if rates.is_empty() {
             say("no rates; set one with `hfcache rate set --uid USER --read SIZE`")?;
             return Ok(0);
         }
         say(format!("{:>14}  {:>14}  {:>12}  WHOSE", "READ", "WRITE", "REQUESTS"))?;
         for rate in rates {
-            let whose = match rate.uid {
-                Some(uid) => format!("user {}", Database::Passwd.shown(uid)),
-                None => format!("group {}", Database::Group.shown(rate.gid.unwrap_or_default())),
-            };
+            let whose = owner_name(rate.uid, rate.gid);
             let (read, write) = (per_second(rate.read, human), per_second(rate.write, human));
             let ops = per_second(rate.ops, |n| n.to_string());
             say(format!("{read:>14}  {write:>14}  {ops:>12}  {whose}"))?;

@@ -5,9 +5,7 @@ use super::op::{Op, SLOTS};
 use crate::{sys, within, xattr};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{
-    DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink,
-};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -247,17 +245,4 @@ fn done() -> io::Result<String> {
 /// What must be the same of an inode. The size of a directory is each file system's own affair.
 fn told(found: &fs::Metadata) -> io::Result<String> {
     Ok(super::tree::described(found))
-}
-
-/// For [`super::tree`]: the kind as a word.
-pub(super) fn kind(found: &fs::Metadata) -> &'static str {
-    let kind = found.file_type();
-    match () {
-        () if kind.is_dir() => "directory",
-        () if kind.is_file() => "file",
-        () if kind.is_symlink() => "link",
-        () if kind.is_fifo() => "pipe",
-        () if kind.is_socket() => "socket",
-        () => "device",
-    }
 }

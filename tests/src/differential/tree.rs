@@ -1,12 +1,11 @@
 //! What is there: every name with its attributes and bytes.
 
-use super::actor::kind;
 use crate::pattern::hex;
 use crate::xattr;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// Descriptions by path.
@@ -28,6 +27,19 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     match bytes.len() {
         0..=8 => format!("{:?}", String::from_utf8_lossy(bytes)),
         len => format!("{len} bytes {}", &hex(&Sha256::digest(bytes))[..16]),
+    }
+}
+
+/// The kind as a word.
+fn kind(found: &fs::Metadata) -> &'static str {
+    let kind = found.file_type();
+    match () {
+        () if kind.is_dir() => "directory",
+        () if kind.is_file() => "file",
+        () if kind.is_symlink() => "link",
+        () if kind.is_fifo() => "pipe",
+        () if kind.is_socket() => "socket",
+        () => "device",
     }
 }
 
