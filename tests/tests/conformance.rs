@@ -2,7 +2,7 @@
 //! `cargo test -p hfcache-tests --test conformance -- --ignored`.
 
 use hfcache_tests::conformance::exclusions::Suite;
-use hfcache_tests::conformance::kernel::Messages;
+use hfcache_tests::conformance::kernel::{Messages, never_silent};
 use hfcache_tests::conformance::pjdfstest::{InC, Pjdfstest};
 use hfcache_tests::conformance::place::Places;
 use hfcache_tests::conformance::stress::StressNg;
@@ -56,10 +56,12 @@ fn stress_ng() {
     let messages = Messages::now();
     let suite = StressNg::find();
     let (ext4, mount) = (places.ext4("suite"), places.mount("suite"));
-    let (native, mount): (verdict::Outcomes, verdict::Outcomes) = thread::scope(|scope| {
-        let native = scope.spawn(|| suite.run_all(&ext4, 1));
-        let mount = suite.run_all(&mount, seconds);
-        (native.join().expect("stress-ng on ext4"), mount)
+    let (native, mount): (verdict::Outcomes, verdict::Outcomes) = never_silent(|| {
+        thread::scope(|scope| {
+            let native = scope.spawn(|| suite.run_all(&ext4, 1));
+            let mount = suite.run_all(&mount, seconds);
+            (native.join().expect("stress-ng on ext4"), mount)
+        })
     });
     judge(Suite::StressNg, 35, &native, &mount);
     no_harm(&messages);
