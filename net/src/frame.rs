@@ -101,6 +101,7 @@ fn service_code(service: ServiceId) -> u8 {
         ServiceId::Meta => 2,
         ServiceId::Shards => 3,
         ServiceId::Status => 4,
+        ServiceId::Locks => 5,
     }
 }
 
@@ -110,6 +111,7 @@ fn service_of(code: u8) -> Result<ServiceId> {
         2 => ServiceId::Meta,
         3 => ServiceId::Shards,
         4 => ServiceId::Status,
+        5 => ServiceId::Locks,
         other => return Err(Error::new(Kind::NotSupported, format!("service {other}"))),
     })
 }

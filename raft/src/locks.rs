@@ -24,8 +24,11 @@
 //!   same owner waits.
 //! - *A lost session*: everything here is void and every waiter gets [`Kind::Fenced`].
 
+mod hand_over;
 mod request;
 mod table;
+
+pub use hand_over::Neighbours;
 
 use crate::state::LockRecord;
 use crate::state::lock::normal;
@@ -107,6 +110,7 @@ pub struct LocalLocks(Arc<Inner>);
 struct Inner {
     propose: Arc<dyn Propose>,
     replica: Arc<dyn Replica>,
+    neighbours: Arc<dyn Neighbours>,
     clock: Arc<dyn Clock>,
     runtime: Handle,
     table: Mutex<Table>,
@@ -119,11 +123,12 @@ impl LocalLocks {
     pub fn new(
         propose: Arc<dyn Propose>,
         replica: Arc<dyn Replica>,
+        neighbours: Arc<dyn Neighbours>,
         clock: Arc<dyn Clock>,
         runtime: Handle,
     ) -> Self {
         let (table, changed) = (Mutex::new(Table::default()), Notify::new());
-        Self(Arc::new(Inner { propose, replica, clock, runtime, table, changed }))
+        Self(Arc::new(Inner { propose, replica, neighbours, clock, runtime, table, changed }))
     }
 
     /// This node's session from now on, or that it has none. Locks of another session are void.
@@ -175,7 +180,8 @@ impl LocalLocks {
         asked.answer().await
     }
 
-    /// See [`hfcache_base::seam::Meta::unlock_local`]. Also `true` when there is nothing to give up.
+    /// See [`hfcache_base::seam::Meta::unlock_local`]. Also `true` when there is nothing to give up. `false` has to
+    /// be followed by [`LocalLocks::unlock`]: another node may have been told already.
     pub fn unlock_local(&self, ino: InodeId, lock: Lock) -> bool {
         let Ok(lock) = normal(lock) else { return false };
         self.0.unlock_here(ino, lock).is_some()
@@ -195,6 +201,12 @@ impl LocalLocks {
         task.await.map_err(|e| Error::new(Kind::Canceled, "unlock").with_source(e))?
     }
 
+    /// Answers the node of another session, whose `next` waits for a lock of session `holder` of this node: `true`
+    /// when that lock is given up, `false` when this can't be told.
+    pub async fn until_given_up(&self, ino: InodeId, holder: SessionId, next: LockHolder) -> bool {
+        self.0.until_given_up(ino, holder, next).await
+    }
+
     /// See [`hfcache_base::seam::Meta::lock_test`].
     ///
     /// # Errors
@@ -209,6 +221,10 @@ impl LocalLocks {
     pub fn lock_held(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool {
         let table = self.0.table.lock();
         let Some(session) = table.session else { return false };
+        let early = Lock { kind, owner, exclusive: true, start: 0, end: u64::MAX, pid: 0 };
+        if table.transit.is_early(ino, &early) {
+            return true;
+        }
         if table.asks(ino, kind, owner) || table.undoing.values().any(|u| *u == (ino, kind, owner)) {
             return true;
         }
@@ -281,16 +297,17 @@ impl Inner {
         let me = table.session;
         match change {
             Change::LockGranted { session, ino, lock, delegated } if Some(*session) == me => {
+                let early = table.transit.granted(*ino, lock);
                 if !*delegated {
-                    if !table.tell_granted(*ino, lock, Told::Granted) {
+                    if !early && !table.tell_granted(*ino, lock, Told::Granted) {
                         let (inner, ino, lock) = (self.clone(), *ino, *lock);
-                        self.runtime.spawn(async move { inner.propose(Op::Unlock { ino, lock }).await });
+                        self.runtime.spawn(async move { inner.give_up(ino, lock).await });
                     }
                 } else if table.entries.contains_key(ino) {
                     // It is being returned already, with what was held: this one has to ask again.
                     table.tell_granted(*ino, lock, Told::Retry);
                 } else {
-                    let known = table.tell_granted(*ino, lock, Told::Granted);
+                    let known = early || table.tell_granted(*ino, lock, Told::Granted);
                     let holder = LockHolder { session: *session, lock: *lock };
                     let turn = self.clock.now().after(TURN);
                     let since = self.replica.newest();
@@ -389,6 +406,7 @@ impl Inner {
     fn reconcile(self: &Arc<Self>) {
         let mut table = self.table.lock();
         let Some(me) = table.session else { return };
+        self.reconcile_early(&mut table);
         let inodes: Vec<InodeId> = table.entries.keys().copied().collect();
         for ino in inodes {
             match self.replica.locks(ino) {

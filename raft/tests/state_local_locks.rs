@@ -6,15 +6,16 @@
 mod state_support;
 
 use async_trait::async_trait;
+use hfcache_base::Error;
 use hfcache_base::meta::*;
 use hfcache_base::seam::{Clock, Moment};
 use hfcache_base::{InodeId, Kind, Result, SessionId};
 use hfcache_raft::kv::Memory;
-use hfcache_raft::locks::{LocalLocks, Propose, Replica};
+use hfcache_raft::locks::{LocalLocks, Neighbours, Propose, Replica};
 use hfcache_raft::state::{LockRecord, StateView, apply};
 use state_support::{Dice, World};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -45,6 +46,38 @@ struct Node {
     applied: Notify,
     proposals: AtomicU64,
     leased: bool,
+    /// Applies nothing for now.
+    paused: AtomicBool,
+}
+
+/// Questions from node to node: slow, and not always answered.
+#[derive(Default)]
+struct Wires {
+    reliable: AtomicBool,
+    nodes: Mutex<BTreeMap<SessionId, LocalLocks>>,
+    asked: AtomicU64,
+    passed: AtomicU64,
+}
+
+#[async_trait]
+impl Neighbours for Wires {
+    async fn until_given_up(&self, ino: InodeId, holder: LockHolder, next: LockHolder) -> Result<bool> {
+        let mut dice = Dice(self.asked.fetch_add(1, Ordering::Relaxed)).roll();
+        let mut below = |n: u64| {
+            dice = Dice(dice).roll();
+            dice % n
+        };
+        pause(below(20)).await;
+        let there = self.nodes.lock().unwrap().get(&holder.session).cloned();
+        let there = there.ok_or_else(|| Error::from(Kind::Unavailable))?;
+        let answer = there.until_given_up(ino, holder.session, next).await;
+        pause(below(20)).await;
+        if below(10) == 0 && !self.reliable.load(Ordering::Relaxed) {
+            return Err(Kind::Unavailable.into());
+        }
+        self.passed.fetch_add(u64::from(answer), Ordering::Relaxed);
+        Ok(answer)
+    }
 }
 
 struct Ticks;
@@ -112,8 +145,8 @@ impl Node {
                 let entries = self.log.entries.lock().unwrap();
                 entries[at..].iter().take(1 + dice.below(3) as usize).cloned().collect()
             };
-            if batch.is_empty() {
-                grown.await;
+            if batch.is_empty() || self.paused.load(Ordering::SeqCst) {
+                tokio::select! { () = grown => {}, () = pause(50) => {} }
                 continue;
             }
             at += batch.len();
@@ -146,6 +179,7 @@ struct Cluster {
     log: Arc<Log>,
     nodes: Vec<(Arc<Node>, LocalLocks)>,
     files: Vec<InodeId>,
+    wires: Arc<Wires>,
     followers: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -156,6 +190,7 @@ impl Cluster {
         sessions.extend((2..=count).map(|n| world.join(n)));
         let files = (0..3).map(|n| world.file(first, state_support::ROOT, &format!("f{n}"))).collect();
         let log = Arc::new(Log::default());
+        let wires = Arc::new(Wires::default());
         let mut nodes = Vec::new();
         let mut followers = Vec::new();
         for session in sessions {
@@ -168,14 +203,16 @@ impl Cluster {
                 applied: Notify::new(),
                 proposals: AtomicU64::new(0),
                 leased,
+                paused: AtomicBool::new(false),
             });
             let here = tokio::runtime::Handle::current();
-            let locks = LocalLocks::new(node.clone(), node.clone(), Arc::new(Ticks), here);
+            let locks = LocalLocks::new(node.clone(), node.clone(), wires.clone(), Arc::new(Ticks), here);
+            wires.nodes.lock().unwrap().insert(session, locks.clone());
             locks.set_session(Some(session));
             followers.push(tokio::spawn(node.clone().follow(locks.clone(), Dice(seed ^ session.0 << 32))));
             nodes.push((node, locks));
         }
-        Self { log, nodes, files, followers }
+        Self { log, nodes, files, wires, followers }
     }
 }
 
@@ -198,13 +235,14 @@ type Belief = (usize, u64, bool);
 
 /// Who believes to hold what, byte by byte.
 #[derive(Default)]
-struct Believed(Mutex<BTreeMap<(InodeId, u64), Vec<Belief>>>);
+struct Believed(Mutex<BTreeMap<(InodeId, LockKind, u64), Vec<Belief>>>);
 
 impl Believed {
     fn set(&self, ino: InodeId, node: usize, lock: &Lock, there: bool) {
         let mut bytes = self.0.lock().unwrap();
-        for byte in lock.start..=lock.end {
-            let at = bytes.entry((ino, byte)).or_default();
+        let end = if lock.kind == LockKind::Flock { 0 } else { lock.end };
+        for byte in lock.start..=end {
+            let at = bytes.entry((ino, lock.kind, byte)).or_default();
             at.retain(|(n, o, _)| (*n, *o) != (node, lock.owner));
             if there {
                 for other in at.iter() {
@@ -226,7 +264,7 @@ async fn pause(n: u64) {
 async fn process(
     locks: LocalLocks,
     node: usize,
-    owner: u64,
+    (kind, owner): (LockKind, u64),
     files: Vec<InodeId>,
     all: Arc<Believed>,
     seed: u64,
@@ -234,22 +272,29 @@ async fn process(
     let mut dice = Dice(seed);
     for _ in 0..40 {
         let ino = files[dice.below(files.len() as u64) as usize];
-        let start = dice.below(6);
-        let lock = posix(owner, dice.one_in(2), start, start + dice.below(6 - start));
+        let lock = match kind {
+            LockKind::Posix => {
+                let start = dice.below(6);
+                posix(owner, dice.one_in(2), start, start + dice.below(6 - start))
+            }
+            // Those that are handed over are the exclusive ones.
+            LockKind::Flock => flock(owner, !dice.one_in(4)),
+        };
         let wait = dice.one_in(2);
         // What is asked for may be granted at any time from now, so a shared lock that is being raised
         // must not be believed any more where it is weaker only.
         let before: Vec<_> = all.0.lock().unwrap().clone().into_iter().collect();
-        let had =
-            before.iter().any(|((i, _), who)| *i == ino && who.iter().any(|w| (w.0, w.1) == (node, owner)));
+        let had = before.iter().any(|((i, k, _), who)| {
+            (*i, *k) == (ino, kind) && who.iter().any(|w| (w.0, w.1) == (node, owner))
+        });
         if had {
             // One lock at a time keeps the oracle simple; upgrades are the model test's matter.
-            let whole = posix(owner, false, 0, 6);
+            let whole = whole(kind, owner);
             all.set(ino, node, &whole, false);
             if !locks.unlock_local(ino, whole) {
                 locks.unlock(ino, whole).await.unwrap();
             }
-            assert!(!locks.lock_held(ino, LockKind::Posix, owner));
+            assert!(!locks.lock_held(ino, kind, owner));
         }
         let patience = dice.below(400);
         let asked = locks.lock(ino, lock, wait);
@@ -257,7 +302,7 @@ async fn process(
         match result {
             Some(Ok(())) => {
                 all.set(ino, node, &lock, true);
-                assert!(locks.lock_held(ino, LockKind::Posix, owner));
+                assert!(locks.lock_held(ino, kind, owner));
             }
             Some(Err(e)) => assert!(matches!(e.kind(), Kind::WouldBlock | Kind::Deadlock), "{e}"),
             None => {}
@@ -265,25 +310,42 @@ async fn process(
         pause(dice.below(30)).await;
     }
     for ino in files {
-        let whole = posix(owner, false, 0, 6);
+        let whole = whole(kind, owner);
         all.set(ino, node, &whole, false);
         locks.unlock(ino, whole).await.unwrap();
-        assert!(!locks.lock_held(ino, LockKind::Posix, owner));
+        assert!(!locks.lock_held(ino, kind, owner));
+    }
+}
+
+/// All that an owner may hold.
+fn whole(kind: LockKind, owner: u64) -> Lock {
+    match kind {
+        LockKind::Posix => posix(owner, false, 0, 6),
+        LockKind::Flock => flock(owner, false),
     }
 }
 
 #[tokio::test]
 async fn nobody_holds_what_another_holds_and_all_get_there() {
+    let mut passed = 0;
     for seed in 1..=60u64 {
         println!("seed {seed}");
         let cluster = Cluster::new(3, seed % 2 == 0, seed);
+        let kind = if seed % 4 < 2 { LockKind::Posix } else { LockKind::Flock };
         let all = Arc::new(Believed::default());
         let mut processes = Vec::new();
         for (n, (_, locks)) in cluster.nodes.iter().enumerate() {
             for owner in 1..=3 {
                 let dice = Dice(seed << 16 | (n as u64) << 8 | owner).roll();
                 let files = cluster.files.clone();
-                processes.push(tokio::spawn(process(locks.clone(), n, owner, files, all.clone(), dice)));
+                processes.push(tokio::spawn(process(
+                    locks.clone(),
+                    n,
+                    (kind, owner),
+                    files,
+                    all.clone(),
+                    dice,
+                )));
             }
         }
         for process in processes {
@@ -299,11 +361,54 @@ async fn nobody_holds_what_another_holds_and_all_get_there() {
                     pause(1).await;
                 }
                 for owner in 1..=3 {
-                    assert!(!locks.lock_held(*ino, LockKind::Posix, owner));
+                    assert!(!locks.lock_held(*ino, kind, owner));
                 }
             }
         }
+        passed += cluster.wires.passed.load(Ordering::Relaxed);
     }
+    println!("{passed} locks were handed over");
+    assert!(passed > 100, "only {passed} locks were handed over from node to node");
+}
+
+#[tokio::test]
+async fn a_contended_flock_does_not_wait_for_the_log() {
+    let cluster = Cluster::new(3, true, 11);
+    cluster.wires.reliable.store(true, Ordering::Relaxed);
+    let ino = cluster.files[0];
+    let [(_, first), (late, second), (third_node, third)] = &cluster.nodes[..] else { panic!("three") };
+    first.lock(ino, flock(1, true), true).await.unwrap();
+    let mut waiters = Vec::new();
+    for (locks, owner) in [(second, 2), (third, 3)] {
+        let locks = locks.clone();
+        waiters.push(tokio::spawn(async move { locks.lock(ino, flock(owner, true), true).await }));
+        while late.locks(ino).unwrap().queue.waiting.len() != waiters.len() {
+            pause(1).await;
+        }
+    }
+    // The question has to arrive.
+    pause(2_000).await;
+    late.paused.store(true, Ordering::SeqCst);
+    assert!(!first.unlock_local(ino, flock(1, true)));
+    first.unlock(ino, flock(1, true)).await.unwrap();
+    waiters.remove(0).await.unwrap().unwrap();
+    assert!(late.locks(ino).unwrap().queue.held.iter().all(|h| h.session != late.session), "not early");
+    assert!(second.lock_held(ino, LockKind::Flock, 2));
+    // Nobody else gets it, on its own node or elsewhere, and giving it up waits for its grant.
+    assert_eq!(second.lock(ino, flock(9, true), false).await.unwrap_err().kind(), Kind::WouldBlock);
+    assert_eq!(third.lock(ino, flock(9, true), false).await.unwrap_err().kind(), Kind::WouldBlock);
+    let given_up = second.clone();
+    let given_up = tokio::spawn(async move {
+        assert!(!given_up.unlock_local(ino, flock(2, true)));
+        given_up.unlock(ino, flock(2, true)).await
+    });
+    pause(2_000).await;
+    assert!(!given_up.is_finished() && !waiters[0].is_finished());
+    assert!(third_node.locks(ino).unwrap().queue.held.iter().any(|h| h.session == late.session));
+    late.paused.store(false, Ordering::SeqCst);
+    given_up.await.unwrap().unwrap();
+    waiters.remove(0).await.unwrap().unwrap();
+    assert!(third.lock_held(ino, LockKind::Flock, 3) && !second.lock_held(ino, LockKind::Flock, 2));
 }
 
 #[tokio::test]

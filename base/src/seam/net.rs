@@ -19,6 +19,8 @@ pub enum ServiceId {
     Shards,
     /// Facts for `status`.
     Status,
+    /// Locks that go from node to node.
+    Locks,
 }
 
 /// A request.

@@ -9,6 +9,7 @@ pub mod log_store;
 pub mod machine;
 pub mod membership;
 mod meta;
+pub mod neighbours;
 pub mod network;
 pub mod node;
 pub mod propose;

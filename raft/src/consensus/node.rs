@@ -7,6 +7,7 @@ use crate::consensus::lease::lengthened;
 use crate::consensus::log_store::LogStore;
 use crate::consensus::machine::{FLUSH_EVERY, Machine};
 use crate::consensus::meta::{LockChanges, LockPropose, LockReplica};
+use crate::consensus::neighbours::{Answering, Asking};
 use crate::consensus::network::{self, Network, Node, Receiver};
 use crate::consensus::propose::Proposer;
 use crate::consensus::reserve::Reserve;
@@ -177,6 +178,7 @@ impl Consensus {
         let locks = LocalLocks::new(
             Arc::new(LockPropose(proposer.clone())),
             Arc::new(LockReplica { store: store.clone(), follower: follower.clone() }),
+            Arc::new(Asking::new(net.clone(), store.clone())),
             clock.clone(),
             tokio::runtime::Handle::current(),
         );
@@ -202,6 +204,8 @@ impl Consensus {
         let receiver = Receiver::new(this.raft.clone(), snapshots, clock.clone(), silent_until);
         net.serve(ServiceId::Raft, Arc::new(receiver));
         net.serve(ServiceId::Meta, this.leader.clone());
+        let (locks, store) = (this.locks.clone(), this.store.clone());
+        net.serve(ServiceId::Locks, Arc::new(Answering { locks, store }));
         this.start_tasks(proposals, reads);
         Ok(this)
     }

@@ -3,6 +3,7 @@
 
 use super::table::{Attempt, Place, Told};
 use super::{Inner, PROBE, RECALL_PATIENCE};
+use crate::state::lock::same_owner;
 use hfcache_base::meta::{Lock, LockHolder, LockKind, LockReply, Op, Reply};
 use hfcache_base::{Error, InodeId, Kind, Result};
 use std::sync::Arc;
@@ -20,6 +21,10 @@ impl Inner {
     ) {
         let mut result = self.decide(ino, lock, wait, &mut answer).await;
         loop {
+            // Of a lock that is held early the others will hear: until then they see its former holder.
+            if result.is_ok() && self.table.lock().transit.is_early(ino, &lock) {
+                break;
+            }
             let settled = tokio::select! {
                 settled = self.settle() => settled,
                 () = answer.closed() => break,
@@ -178,10 +183,11 @@ impl Inner {
         tokio::select! {
             biased;
             answer = &mut told => return heard(answer),
+            () = self.early(id, ino, lock) => return Ok(true),
             () = caller.closed() => {}
         }
         // Withdraws the wait, or gives the lock up if it was granted on the way.
-        let withdrawn = self.propose(Op::Unlock { ino, lock }).await;
+        let withdrawn = self.give_up(ino, lock).await;
         let waiting = self.table.lock().requests.remove(&id).is_some();
         withdrawn?;
         if waiting {
@@ -262,7 +268,8 @@ impl Inner {
         let session = table.session?;
         let busy = table.entries.contains_key(&ino)
             || table.is_undoing(ino, &lock)
-            || table.asks(ino, lock.kind, lock.owner);
+            || table.asks(ino, lock.kind, lock.owner)
+            || table.transit.is_early(ino, &lock);
         if busy {
             return None;
         }
@@ -270,6 +277,11 @@ impl Inner {
         let record = self.replica.locks(ino).ok()?;
         let free =
             record.delegated != Some(session) && !record.queue.held.holds(session, lock.kind, lock.owner);
+        if let Some((holder, next)) = record.hand_over()
+            && same_owner(&holder, &LockHolder { session, lock })
+        {
+            table.transit.pass(ino, &holder.lock, &next);
+        }
         free.then_some(Ok(()))
     }
 
@@ -283,7 +295,9 @@ impl Inner {
                 let mut table = self.table.lock();
                 let hidden = if undoing { std::mem::take(&mut table.undoing) } else { Default::default() };
                 let done = table.unlock(ino, lock);
-                let busy = table.entries.contains_key(&ino) || table.is_undoing(ino, &lock);
+                let busy = table.entries.contains_key(&ino)
+                    || table.is_undoing(ino, &lock)
+                    || table.transit.is_early(ino, &lock);
                 if undoing {
                     table.undoing = hidden;
                 }
@@ -297,10 +311,10 @@ impl Inner {
                 changed.await;
                 continue;
             };
-            self.propose(Op::Unlock { ino, lock }).await?;
+            self.give_up(ino, lock).await?;
             // A wait of another thread for the same range was withdrawn in place of the lock itself.
             if waits.iter().any(|(_, exactly)| *exactly) {
-                self.propose(Op::Unlock { ino, lock }).await?;
+                self.give_up(ino, lock).await?;
             }
             let mut table = self.table.lock();
             for (id, _) in waits {
@@ -347,7 +361,7 @@ impl Inner {
             // Only its session knows what is held. A shared lock that is not waited for calls it back.
             let probe = Lock { owner: PROBE, exclusive: false, pid: 0, ..lock };
             match self.propose_lock(ino, probe, false).await? {
-                LockReply::Granted => self.propose(Op::Unlock { ino, lock: probe }).await.map(drop)?,
+                LockReply::Granted => self.give_up(ino, probe).await.map(drop)?,
                 LockReply::Recalling => {
                     self.await_return(ino, std::future::pending()).await?;
                 }

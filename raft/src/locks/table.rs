@@ -1,5 +1,6 @@
 //! What a node knows of locks that the state does not: a plain value behind one mutex, and no waiting.
 
+use super::hand_over::Transit;
 use crate::state::lock::{Queue, Verdict, normal, same_owner};
 use hfcache_base::meta::{Lock, LockHolder, LockKind};
 use hfcache_base::seam::Moment;
@@ -76,6 +77,7 @@ pub(crate) struct Table {
     pub requests: BTreeMap<u64, Request>,
     /// Requests whose caller went away and that are being undone: their owner's next one waits for that.
     pub undoing: BTreeMap<u64, (InodeId, LockKind, u64)>,
+    pub transit: Transit,
     next: u64,
 }
 
@@ -89,6 +91,7 @@ impl Table {
     pub fn reset(&mut self, session: Option<SessionId>) {
         self.session = session;
         self.entries.clear();
+        self.transit.reset();
         for (_, request) in std::mem::take(&mut self.requests) {
             let _ = request.tell.send(Told::Fenced);
         }
@@ -105,11 +108,17 @@ impl Table {
             Ok(lock) => lock,
             Err(kind) => return Attempt::Refused(kind),
         };
-        if self.is_undoing(ino, &lock) {
+        if self.is_undoing(ino, &lock)
+            || self.transit.is_early(ino, &lock)
+            || self.transit.is_leaving(ino, &lock)
+        {
             return Attempt::Busy;
         }
         let used = self.number();
-        let Some(entry) = self.entries.get_mut(&ino) else { return Attempt::Ask };
+        let Some(entry) = self.entries.get_mut(&ino) else {
+            let taken = self.transit.any_early(ino) && lock.kind == LockKind::Flock && !wait;
+            return if taken { Attempt::Conflict } else { Attempt::Ask };
+        };
         if entry.recalled || entry.returning.is_some() {
             return Attempt::Busy;
         }

@@ -291,6 +291,16 @@ impl LockRecord {
         holders.chain(self.delegated).collect()
     }
 
+    /// The only holder, if the first waiter gets the lock the moment that one gives it up, whatever else happens,
+    /// and if until then nobody can tell which of the two holds it: exclusive `flock`s both.
+    pub fn hand_over(&self) -> Option<(LockHolder, LockHolder)> {
+        let whole = |h: &&LockHolder| h.lock.kind == LockKind::Flock && h.lock.exclusive;
+        let next = self.queue.waiting.first().filter(whole)?;
+        let mut held = self.queue.held.iter();
+        let holder = held.next().filter(whole).filter(|h| !same_owner(h, next))?;
+        (self.delegated.is_none() && held.next().is_none()).then_some((*holder, *next))
+    }
+
     /// Asks for a lock.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use hfcache_base::meta::{
     Timestamp, Token, Totals, Usage,
 };
 use hfcache_base::seam::View;
-use hfcache_base::{ChunkId, ClusterMap, InodeId, Kind, Result, SessionId};
+use hfcache_base::{ChunkId, ClusterMap, InodeId, Kind, NodeId, Result, SessionId};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
@@ -41,6 +41,15 @@ impl<R: Read> StateView<R> {
     /// Only if the store is damaged.
     pub fn locks(&self, ino: InodeId) -> Result<LockRecord> {
         Ok(get(&self.store, Table::Lock, &key::inode(ino))?.unwrap_or_default())
+    }
+
+    /// The node of a live session.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if it has ended; else only if the store is damaged.
+    pub fn node_of(&self, session: SessionId) -> Result<NodeId> {
+        let record: Option<SessionRecord> = get(&self.store, Table::Session, &key::session(session))?;
+        record.map(|s| s.node).ok_or_else(|| Kind::NotFound.into())
     }
 
     /// Inodes without a name: while there are any, `Reap` is worth proposing.

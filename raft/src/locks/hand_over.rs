@@ -1,0 +1,225 @@
+//! A contended `flock` goes from one node to the next without waiting for Raft.
+//!
+//! The first waiter in the state's queue gets the lock whenever its holder gives it up, in whatever way: nobody can
+//! pass it. So the waiter's node asks the holder's node to say when that happens, and believes it at once; the state
+//! follows with the unlock that the holder proposes at the same time. Until that is applied here the lock is *early*:
+//! its owner holds it, everybody else still reads of the former holder, which comes to the same for exclusive locks,
+//! and it is not given up before the state has granted it.
+//!
+//! Nothing depends on the answer: if it is lost, late or no, the grant comes through the state as ever.
+
+use super::Inner;
+use super::table::Table;
+use async_trait::async_trait;
+use hfcache_base::meta::{Lock, LockHolder, LockKind, Op, Reply};
+use hfcache_base::{InodeId, Result, SessionId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// A waiter asks the holder's node when it has waited this long: most are served before.
+const ASK_AFTER: Duration = Duration::from_millis(1);
+/// Between two questions of one waiter.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+/// Most questions that wait for an answer at one node.
+const QUESTIONS_MAX: usize = 4_096;
+
+/// The way to the tables of other nodes.
+#[async_trait]
+pub trait Neighbours: Send + Sync + 'static {
+    /// Asks the node of `holder` to answer when it gives up the lock for which `next` waits: `true` when it was given
+    /// up after the question arrived, and will not be used again. See [`LocalLocks::until_given_up`].
+    ///
+    /// # Errors
+    /// Transient kinds, also when that takes long.
+    ///
+    /// [`LocalLocks::until_given_up`]: super::LocalLocks::until_given_up
+    async fn until_given_up(&self, ino: InodeId, holder: LockHolder, next: LockHolder) -> Result<bool>;
+}
+
+type Owner = (InodeId, LockKind, u64);
+
+fn owner(ino: InodeId, lock: &Lock) -> Owner {
+    (ino, lock.kind, lock.owner)
+}
+
+/// What is on its way from node to node.
+#[derive(Default)]
+pub(crate) struct Transit {
+    /// Locks of ours whose grant has not been applied here.
+    early: BTreeMap<InodeId, Lock>,
+    /// Unlocks that were proposed and are not applied yet.
+    leaving: BTreeMap<u64, Owner>,
+    /// Locks that others were told are given up; their unlock is about to be proposed, or was.
+    passed: BTreeSet<Owner>,
+    /// Who wants to hear of an unlock, by the number of the question.
+    questions: BTreeMap<u64, (InodeId, LockHolder, oneshot::Sender<()>)>,
+}
+
+impl Transit {
+    /// Whether somebody of this node holds a lock early.
+    pub fn is_early(&self, ino: InodeId, lock: &Lock) -> bool {
+        self.early.get(&ino).is_some_and(|held| owner(ino, held) == owner(ino, lock))
+    }
+
+    /// Whether some lock of the inode is held early.
+    pub fn any_early(&self, ino: InodeId) -> bool {
+        self.early.contains_key(&ino)
+    }
+
+    /// Inodes with a lock that is held early.
+    pub fn all_early(&self) -> Vec<(InodeId, Lock)> {
+        self.early.iter().map(|(ino, lock)| (*ino, *lock)).collect()
+    }
+
+    /// Whether the owner is giving something up here: his next request waits for that.
+    pub fn is_leaving(&self, ino: InodeId, lock: &Lock) -> bool {
+        let who = owner(ino, lock);
+        self.passed.contains(&who) || self.leaving.values().any(|o| *o == who)
+    }
+
+    /// The state has granted a lock; whether it was held early.
+    pub fn granted(&mut self, ino: InodeId, lock: &Lock) -> bool {
+        let early = self.early.get(&ino) == Some(lock);
+        if early {
+            self.early.remove(&ino);
+        }
+        early
+    }
+
+    /// The session is over: nothing of it is on its way. What was proposed comes to its end by itself.
+    pub fn reset(&mut self) {
+        self.early.clear();
+        self.passed.clear();
+        self.questions.clear();
+    }
+
+    /// A lock is about to be given up in favour of `next`: tells whoever asked for that.
+    pub fn pass(&mut self, ino: InodeId, lock: &Lock, next: &LockHolder) {
+        let asked = self.questions.iter().find(|(_, (of, by, _))| *of == ino && by == next).map(|(n, _)| *n);
+        let Some((.., tell)) = asked.and_then(|number| self.questions.remove(&number)) else { return };
+        // The one who asked may have gone.
+        if tell.send(()).is_ok() {
+            self.passed.insert(owner(ino, lock));
+        }
+    }
+}
+
+/// A question that is taken back when nobody waits for its answer any more.
+struct Question<'a> {
+    inner: &'a Inner,
+    number: u64,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.inner.table.lock().transit.questions.remove(&self.number);
+    }
+}
+
+impl Inner {
+    /// See [`super::LocalLocks::until_given_up`].
+    pub(super) async fn until_given_up(&self, ino: InodeId, holder: SessionId, next: LockHolder) -> bool {
+        let (tell, told) = oneshot::channel();
+        let number = {
+            let mut table = self.table.lock();
+            if table.session != Some(holder) || table.transit.questions.len() >= QUESTIONS_MAX {
+                return false;
+            }
+            let number = table.number();
+            table.transit.questions.insert(number, (ino, next, tell));
+            number
+        };
+        let _question = Question { inner: self, number };
+        told.await.is_ok()
+    }
+
+    /// Waits until the lock that request `id` waits for is held early.
+    pub(super) async fn early(&self, id: u64, ino: InodeId, lock: Lock) {
+        self.clock.sleep(ASK_AFTER).await;
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let Some(session) = self.table.lock().session else { return std::future::pending().await };
+            let me = LockHolder { session, lock };
+            let first = self.replica.locks(ino).ok().and_then(|record| record.hand_over());
+            let Some((holder, _)) = first.filter(|(_, next)| *next == me) else {
+                changed.await;
+                continue;
+            };
+            match self.neighbours.until_given_up(ino, holder, me).await {
+                Ok(true) if self.take_early(id, ino, holder, me) => return,
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%ino, %error, "ask the holder of a lock"),
+            }
+            self.clock.sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// The holder has given its lock up for the request `id`; whether that can be relied on here.
+    fn take_early(&self, id: u64, ino: InodeId, holder: LockHolder, me: LockHolder) -> bool {
+        // With a lease everything is applied here that the holder did before.
+        if !self.replica.leased() {
+            return false;
+        }
+        let Ok(record) = self.replica.locks(ino) else { return false };
+        let mut table = self.table.lock();
+        // An unlock of the same owner could take the place in the queue with it.
+        let stands = table.session == Some(me.session)
+            && record.hand_over() == Some((holder, me))
+            && !table.transit.is_leaving(ino, &me.lock)
+            && !table.transit.any_early(ino);
+        // The grant may have come in between: then the request is gone, and was told.
+        let early = stands && table.requests.remove(&id).is_some();
+        if early {
+            table.transit.early.insert(ino, me.lock);
+        }
+        early
+    }
+
+    /// Gives a lock, or a place in the queue, up in the state. What is held early waits for its grant first: until
+    /// then the place in the queue is all that this session has.
+    pub(super) async fn give_up(&self, ino: InodeId, lock: Lock) -> Result<Reply> {
+        let number = loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut table = self.table.lock();
+                if !table.transit.is_early(ino, &lock) {
+                    let number = table.number();
+                    table.transit.leaving.insert(number, owner(ino, &lock));
+                    break number;
+                }
+            }
+            changed.await;
+        };
+        let done = self.propose(Op::Unlock { ino, lock }).await;
+        {
+            let mut table = self.table.lock();
+            table.transit.leaving.remove(&number);
+            table.transit.passed.remove(&owner(ino, &lock));
+        }
+        self.changed.notify_waiters();
+        done
+    }
+
+    /// Compares what is held early with a state that came as a snapshot.
+    pub(super) fn reconcile_early(&self, table: &mut Table) {
+        let Some(session) = table.session else { return };
+        for (ino, lock) in table.transit.all_early() {
+            let me = LockHolder { session, lock };
+            match self.replica.locks(ino) {
+                Ok(record) if record.queue.waiting.contains(&me) => {}
+                Ok(record) => {
+                    table.transit.granted(ino, &lock);
+                    if record.delegated == Some(session) {
+                        table.adopt(ino).queue.held.set(me);
+                    }
+                }
+                Err(e) => tracing::error!(op = "reconcile locks", %ino, error = %e, "read state"),
+            }
+        }
+    }
+}
