@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A user of `datasets` who keeps all of its caches in a directory that others share.
 
-  data_user.py DIR make                       writes JSON, CSV and Parquet files to DIR and prints what they hold
+  data_user.py DIR make [KIND]                writes JSON, CSV and Parquet files to DIR and prints what they hold
   data_user.py DIR use KIND [--start FILE]    loads DIR/KIND, maps it, and prints what there is and what was done for it
+  data_user.py REPO use hub                   the same with a repository of the Hub
 
 With --start it makes FILE.PID when it is ready and waits until FILE exists, so that several begin at once. The mapped
 function adds a byte to the file that CALLS names for each batch. `use` prints one JSON object:
@@ -45,12 +46,12 @@ def content(rows):
     return digest.hexdigest()
 
 
-def make(root):
+def make(root, kinds):
     import pyarrow
     import pyarrow.parquet
 
     every = list(rows())
-    for kind in ("json", "csv", "parquet"):
+    for kind in kinds:
         os.makedirs(os.path.join(root, kind))
         for shard in range(SHARDS):
             part = every[shard * ROWS // SHARDS : (shard + 1) * ROWS // SHARDS]
@@ -90,8 +91,13 @@ def use(root, kind, start):
         open(f"{start}.{os.getpid()}", "w").close()
         while not os.path.exists(start):
             time.sleep(0.005)
-    data = datasets.load_dataset(kind, data_files=os.path.join(root, kind, "*"), split="train")
-    mapped = data.map(upper, batched=True, batch_size=BATCH)
+    if kind == "hub":
+        data = datasets.load_dataset(root, split="train")
+    else:
+        data = datasets.load_dataset(kind, data_files=os.path.join(root, kind, "*"), split="train")
+    # Processes write a file each.
+    processes = SHARDS if kind == "csv" else None
+    mapped = data.map(upper, batched=True, batch_size=BATCH, num_proc=processes)
     arrow = {}
     for file in data.cache_files + mapped.cache_files:
         status = os.stat(file["filename"])
@@ -115,7 +121,8 @@ def main():
     arguments.add_argument("--start")
     options = arguments.parse_args()
     if options.what == "make":
-        print(json.dumps(make(options.root)))
+        kinds = [options.kind] if options.kind else ["json", "csv", "parquet"]
+        print(json.dumps(make(options.root, kinds)))
     else:
         print(json.dumps(use(options.root, options.kind, options.start)))
 

@@ -15,7 +15,9 @@ const IMAGES: u64 = 2_000;
 const WORKERS: u64 = 16;
 const EPOCHS: u64 = 2;
 
-fn run<W>(world: &W, checks: &[(&str, fn(&W))]) {
+type Check<W> = (&'static str, fn(&W));
+
+fn run<W>(world: &W, checks: &[Check<W>]) {
     let mut results = Checks::default();
     for (name, body) in checks {
         results.run(name, || body(world));
@@ -42,19 +44,24 @@ impl Drop for Local {
 
 // --- datasets, safetensors, images ---
 
+/// A dataset on the Hub.
+const ROWS: &str = "acme/rows";
+
 /// Users of data on nodes. Each sees his node's mount at the same path, as on machines: `datasets` finds what it has
 /// prepared by absolute paths.
 struct Users {
     mounts: [PathBuf; 3],
     at: PathBuf,
     scratch: PathBuf,
+    hub: Hub,
     /// Figures of a local directory are of no interest.
     measured: bool,
 }
 
-const OF_DATA: &[(&str, fn(&Users))] = &[
+const OF_DATA: &[Check<Users>] = &[
     ("a_dataset_is_prepared_and_mapped_for_all_nodes", a_dataset_is_prepared_and_mapped_for_all_nodes),
     ("two_nodes_at_once_prepare_a_dataset_once", two_nodes_at_once_prepare_a_dataset_once),
+    ("a_dataset_of_the_hub_is_there_offline", a_dataset_of_the_hub_is_there_offline),
     ("tensors_are_right_through_a_mapping", tensors_are_right_through_a_mapping),
     ("a_mapping_of_replaced_tensors_stays_whole", a_mapping_of_replaced_tensors_stays_whole),
     ("worker_processes_read_small_images", worker_processes_read_small_images),
@@ -66,13 +73,8 @@ fn users_share_data_over_nodes() {
     // What takes long the first time: not while other tests wait for their turn.
     Pins::Data.program("python");
     let cluster = Cluster::start("data", 3);
-    let users = Users {
-        mounts: [0, 1, 2].map(|n| cluster.path(n, "")),
-        at: cluster.lab().dir("same"),
-        scratch: cluster.lab().dir("users"),
-        measured: true,
-    };
-    run(&users, OF_DATA);
+    let mounts = [0, 1, 2].map(|n| cluster.path(n, ""));
+    run(&Users::new(mounts, cluster.lab().dir("same"), cluster.lab().dir("users"), true), OF_DATA);
 }
 
 /// The checks are right.
@@ -84,16 +86,38 @@ fn the_checks_of_data_hold_on_the_local_file_system() {
     let root = local.0.join("root");
     fs::create_dir(&root).expect("make a local directory");
     let mounts = [root.clone(), root.clone(), root];
-    run(&Users { mounts, at: local.0.join("same"), scratch: local.0.clone(), measured: false }, OF_DATA);
+    run(&Users::new(mounts, local.0.join("same"), local.0.clone(), false), OF_DATA);
 }
 
 impl Users {
+    fn new(mounts: [PathBuf; 3], at: PathBuf, scratch: PathBuf, measured: bool) -> Self {
+        let repos = scratch.join("repos");
+        let mut make = hf::script(Pins::Data, "data_user.py");
+        make.arg(repos.join("datasets").join(ROWS)).args(["make", "parquet"]);
+        hf::json(make);
+        Self { mounts, at, scratch, hub: Hub::start(&repos), measured }
+    }
+
     /// A script that somebody on a node runs.
     fn command(&self, node: usize, script: &str, path: &str, args: &[&str]) -> Command {
         let mut command = hf::script(Pins::Data, script);
-        // All of it is shared, not only HF_DATASETS_CACHE: many set nothing but HF_HOME.
-        command.arg(self.at.join(path)).args(args).env("HF_HOME", self.at.join("home"));
-        command.env("HF_DATASETS_CACHE", self.at.join("home/datasets")).env("HF_DATASETS_OFFLINE", "1");
+        command.arg(self.at.join(path)).args(args);
+        self.at_home(node, command)
+    }
+
+    /// The same with a dataset of the Hub, with and without a network.
+    fn of_hub(&self, node: usize, online: bool) -> Value {
+        let mut command = hf::script(Pins::Data, "data_user.py");
+        command.args([ROWS, "use", "hub"]);
+        if online {
+            command.env("HF_HUB_OFFLINE", "0").env("HF_ENDPOINT", self.hub.endpoint());
+        }
+        hf::json(self.at_home(node, command))
+    }
+
+    /// Everything of all users is in the one directory, not only the data: many set nothing but HF_HOME.
+    fn at_home(&self, node: usize, mut command: Command) -> Command {
+        command.env("HF_HOME", self.at.join("home")).env("HF_DATASETS_CACHE", self.at.join("home/datasets"));
         command.env("CALLS", self.calls(node));
         mounts::with_bind(&self.mounts[node], &self.at, &command)
     }
@@ -107,7 +131,7 @@ impl Users {
         self.scratch.join(format!("calls-{node}"))
     }
 
-    /// Runs `data_user.py use`; what it prints says that it was called so often this time.
+    /// From now on they are counted from 0.
     fn forget_calls(&self) {
         for node in 0..3 {
             let _ = fs::remove_file(self.calls(node));
@@ -155,7 +179,7 @@ fn a_dataset_is_prepared_and_mapped_for_all_nodes(users: &Users) {
         assert!(first["calls"].as_u64() > Some(0), "{kind}: {first}");
         let before = users.cached(0);
         assert!(before.keys().filter(|p| p.extension().is_some_and(|e| e == "arrow")).count() >= 2);
-        for node in [1, 2] {
+        for node in if kind == "json" { vec![1, 2] } else { vec![1] } {
             let again = users.json(node, "data_user.py", "source", &["use", kind]);
             same_content(&again, &made);
             assert_eq!(again["generated"], 0, "node {node} finds the prepared {kind}: {again}");
@@ -194,6 +218,23 @@ fn two_nodes_at_once_prepare_a_dataset_once(users: &Users) {
     }
 }
 
+fn a_dataset_of_the_hub_is_there_offline(users: &Users) {
+    users.forget_calls();
+    let first = users.of_hub(0, true);
+    assert_eq!(first["generated"], 1, "{first}");
+    users.forget_calls();
+    for (node, online) in [(1, false), (2, true), (0, false)] {
+        let again = users.of_hub(node, online);
+        same_content(&again, &first);
+        assert_eq!((&again["generated"], &again["calls"]), (&0.into(), &0.into()), "node {node}: {again}");
+        assert_eq!(again["arrow"], first["arrow"], "the same files");
+    }
+    let counts = users.hub.counts();
+    for part in 0..2 {
+        assert_eq!(counts[format!("START datasets/{ROWS}/parquet/part-{part}.parquet")], 1, "{counts}");
+    }
+}
+
 fn tensors_are_right_through_a_mapping(users: &Users) {
     let file = "model.safetensors";
     let saved = users.json(0, "tensors_user.py", file, &["save", "1"]);
@@ -205,6 +246,18 @@ fn tensors_are_right_through_a_mapping(users: &Users) {
                 |v: &Value| v["bytes"].as_f64().unwrap_or(0.0) / v["seconds"].as_f64().unwrap_or(1.0);
             measure::record("clients", "tensors mapped on another node", per_second(&read) / 1e6, "MB/s");
         }
+    }
+
+    // As the ranks of a job do: many fault in the same pages at once.
+    let file = "ranks.safetensors";
+    let saved = users.json(0, "tensors_user.py", file, &["save", "4"]);
+    let start = users.start_file("ranks");
+    let args = ["hold", "--start", start.to_str().expect("a plain path")];
+    let ranks: Vec<_> =
+        (0..8).map(|rank| hf::start(users.command(1 + rank % 2, "tensors_user.py", file, &args))).collect();
+    hf::start_together(&start, &ranks);
+    for rank in ranks {
+        assert_eq!(hf::json_of(rank)["tensors"], saved["tensors"]);
     }
 }
 
@@ -280,8 +333,8 @@ struct Crates {
     caches: [PathBuf; 3],
 }
 
-const OF_CRATES: &[(&str, fn(&Crates))] = &[
-    ("a_crate's_download_serves_all_nodes", a_crates_download_serves_all_nodes),
+const OF_CRATES: &[Check<Crates>] = &[
+    ("a_crates_download_serves_all_nodes", a_crates_download_serves_all_nodes),
     ("a_download_of_python_is_found_by_crates", a_download_of_python_is_found_by_crates),
     ("crates_on_two_nodes_at_once_are_both_right", crates_on_two_nodes_at_once_are_both_right),
     ("python_and_a_crate_at_once_are_both_right", python_and_a_crate_at_once_are_both_right),
