@@ -7,7 +7,8 @@ Writes HOST:PORT to FILE when it listens. Standard library only. Answers as the 
 heads of `resolve`. The tests turn it with plain GETs:
 
   /_counts                                  how often what was asked: "GET NAME/PATH" are answers that came to their end,
-                                            "START NAME/PATH" all, "BYTES NAME/PATH" what was sent
+                                            "START NAME/PATH" all, "BYTES NAME/PATH" what was sent, but not to
+                                            "PROBE NAME/PATH", the first byte alone: how hf-hub 0.5 asks for size and hash
   /_reload                                  reads the directories again: what changed there is a new commit of `main`
   /_pace?bytes=N                            a body is sent at N bytes a second; 0: at once
   /_cut?file=NAME/PATH&after=N&times=K      the next K bodies of that file end after N bytes
@@ -128,6 +129,12 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def handle(self):
+        try:
+            super().handle()
+        except ConnectionError:  # a client ends without closing what it keeps alive
+            pass
+
     def do_HEAD(self):
         self.route()
 
@@ -240,10 +247,14 @@ class Hub(BaseHTTPRequestHandler):
             status = 206
             heads["Content-Range"] = "bytes %d-%d/%d" % (first, last, file["size"])
         full = f"{name}/{path}"
-        self.count(f"{'HEAD' if self.command == 'HEAD' else 'START'} {full}")
+        probe = asked and asked[0] == "bytes=0-0"
+        self.count(f"{'HEAD' if self.command == 'HEAD' else 'PROBE' if probe else 'START'} {full}")
         self.answer(status, heads, length=last - first + 1)
         if self.command != "HEAD":
             with open(os.path.join(repo.objects, file["sha256"]), "rb") as f:
+                if probe:
+                    self.wfile.write(f.read(1))
+                    return
                 f.seek(first)
                 try:
                     self.body(full, f, last - first + 1)

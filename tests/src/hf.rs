@@ -1,9 +1,11 @@
-//! The Python side: virtual environments with the real clients of the Hugging Face Hub, in pinned versions, and a
-//! small Hub that they download from.
+//! The real clients of the Hugging Face Hub in pinned versions, Python's in virtual environments, and a small Hub that
+//! they download from.
 
 mod hub;
+mod hub_user;
 
 pub use hub::{Files, Hub};
+pub use hub_user::hub_user;
 
 use crate::{binary, eventually, node, sys, wait};
 use serde_json::Value;
@@ -29,6 +31,8 @@ pub enum Pins {
     Hub2,
     /// `huggingface_hub` 1.x.
     Hub1,
+    /// `datasets`, `safetensors` and `pillow`.
+    Data,
 }
 
 impl Pins {
@@ -36,6 +40,7 @@ impl Pins {
         match self {
             Self::Hub2 => "hub2.txt",
             Self::Hub1 => "hub1.txt",
+            Self::Data => "data.txt",
         }
     }
 
@@ -84,6 +89,13 @@ fn must(command: Command, what: &str) {
 pub fn plain_script(name: &str) -> Command {
     let mut command = Command::new(system_python());
     command.arg(sources().join(name));
+    command
+}
+
+/// A program of `tests/hf` run by an environment's Python, told that there is no Hub.
+pub fn script(pins: Pins, name: &str) -> Command {
+    let mut command = Command::new(pins.program("python"));
+    command.arg(sources().join(name)).env("HF_HUB_OFFLINE", "1").env("NO_COLOR", "1").env_remove("HF_TOKEN");
     command
 }
 
@@ -142,8 +154,7 @@ impl Client {
         &self.cache
     }
 
-    fn command(&self, program: &str) -> Command {
-        let program = self.pins.program(program);
+    fn command(&self, program: &Path) -> Command {
         let mut command = match self.prefix.split_first() {
             Some((first, rest)) => {
                 let mut command = Command::new(first);
@@ -172,14 +183,21 @@ impl Client {
 
     /// A program of `tests/hf`.
     pub fn script(&self, name: &str, args: &[&str]) -> Command {
-        let mut command = self.command("python");
+        let mut command = self.command(&self.pins.program("python"));
         command.arg(sources().join(name)).args(args);
         command
     }
 
     /// The command line `hf`.
     pub fn hf(&self, args: &[&str]) -> Command {
-        let mut command = self.command("hf");
+        let mut command = self.command(&self.pins.program("hf"));
+        command.args(args);
+        command
+    }
+
+    /// The crate `hf-hub` instead of Python: see `tests/hf/rust`.
+    pub fn hub_user(&self, args: &[&str]) -> Command {
+        let mut command = self.command(hub_user());
         command.args(args);
         command
     }
@@ -250,6 +268,15 @@ pub fn json(command: Command) -> Value {
 /// # Panics
 /// When one does not get ready.
 pub fn start_together(start: &Path, children: &[Child]) {
+    wait_ready(start, children);
+    File::create(start).expect("say start");
+}
+
+/// Waits until they are.
+///
+/// # Panics
+/// When one does not get ready.
+pub fn wait_ready(start: &Path, children: &[Child]) {
     eventually("all clients are ready", Duration::from_secs(120), || {
         children.iter().all(|c| {
             let mut ready = start.as_os_str().to_owned();
@@ -257,7 +284,6 @@ pub fn start_together(start: &Path, children: &[Child]) {
             Path::new(&ready).exists()
         })
     });
-    File::create(start).expect("say start");
 }
 
 /// Holds what `fetch.py` printed against what is to be there.

@@ -87,6 +87,25 @@ pub fn detach_below(root: &Path) {
     }
 }
 
+/// The same command, which finds at `at` what is at `from` for others: nodes that are machines mount at the same path.
+pub fn with_bind(from: &Path, at: &Path, command: &Command) -> Command {
+    let mut bound = Command::new("unshare");
+    if !sys::is_root() {
+        bound.arg("--map-root-user");
+    }
+    bound.args(["--mount", "--propagation", "private", "sh", "-euc"]);
+    // Each exec keeps the process id, so that the process that was started is the program.
+    bound.arg(r#"mount --bind "$0" "$1"; shift; exec "$@""#).args([from, at]);
+    bound.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => bound.env(name, value),
+            None => bound.env_remove(name),
+        };
+    }
+    bound
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
