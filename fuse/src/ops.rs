@@ -77,7 +77,8 @@ pub struct Opened {
     pub keep_cache: bool,
     /// Bypass the page cache.
     pub direct_io: bool,
-    /// A close need not be told ([`FileSystem::flush`]).
+    /// A close need not be told ([`FileSystem::flush`]): nothing is written through it, and locks that are taken
+    /// through it go when the last descriptor is closed.
     pub no_flush: bool,
 }
 
@@ -327,7 +328,7 @@ pub trait FileSystem: Send + Sync + 'static {
     /// How full it is, as far as a quota lets what is in `ino` grow.
     fn statfs(&self, caller: Caller, ino: InodeId, reply: Reply<StatFs>);
     /// Takes a lock; `wait` for F_SETLKW and a blocking flock.
-    fn lock(&self, caller: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>);
+    fn lock(&self, caller: Caller, ino: InodeId, handle: u64, lock: Lock, wait: bool, reply: Reply<()>);
     /// Gives up a range of a lock.
     fn unlock(&self, caller: Caller, ino: InodeId, lock: Lock, reply: Reply<()>);
     /// Who would be in the way: `None` for nobody. The pid of another node's process is 0.

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Node, ROOT, World, ask, noise, until};
 use hfcache_base::limits::{CHUNK_TARGET, INLINE_MAX, MIB};
-use hfcache_base::meta::{SetAttr, SetTime, Timestamp};
+use hfcache_base::meta::{Lock, LockKind, SetAttr, SetTime, Timestamp};
 use hfcache_fuse::ops::{Data, FileSystem};
 use std::sync::atomic::Ordering;
 
@@ -369,6 +369,24 @@ async fn two_writers_on_one_node_share_the_file() {
     a.close(ino, h1).await.expect("close");
     a.close(ino, h2).await.expect("close");
     assert_eq!(a.meta.commits.load(Ordering::SeqCst), commits, "closing a clean file costs nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_of_a_reader_is_told_only_where_fcntl_locks_are_used() {
+    let world = World::new();
+    let a = world.node();
+    let (attr, h) = a.create(ROOT, "f", RW).await.expect("create");
+    let ino = attr.ino;
+    assert!(!a.open(ino, libc::O_WRONLY).await.expect("open").no_flush, "what is written is saved at close");
+    let first = a.open(ino, libc::O_RDONLY).await.expect("open");
+    assert!(first.no_flush);
+    let lock = |owner| Lock { kind: LockKind::Posix, owner, exclusive: false, start: 0, end: 9, pid: 1 };
+    ask(|r| a.fs.lock(a.caller(), ino, first.handle, lock(7), false, r)).await.expect("lock");
+    ask(|r| a.fs.lock(a.caller(), ino, h, lock(8), false, r)).await.expect("lock");
+    assert!(!a.open(ino, libc::O_RDONLY).await.expect("open").no_flush, "there are locks now");
+    a.close(ino, first.handle).await.expect("close");
+    assert!(!a.fs.lock_held(ino, LockKind::Posix, 7), "taken through what was closed");
+    assert!(a.fs.lock_held(ino, LockKind::Posix, 8), "taken through another");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,13 +56,13 @@ async fn a_blocking_flock_waits_and_can_be_interrupted() {
     let reply = hfcache_fuse::ops::Reply::new(move |r| {
         let _ = tell.send(r);
     });
-    b.fs.lock(caller, ino, flock(2, true), true, reply);
+    b.fs.lock(caller, ino, 0, flock(2, true), true, reply);
     b.fs.interrupt(caller.unique);
     assert_eq!(told.await.expect("answer"), Err(libc::EINTR));
     // An interrupt that overtakes its request counts, too.
     let caller = b.caller();
     b.fs.interrupt(caller.unique);
-    assert_eq!(ask(|r| b.fs.lock(caller, ino, flock(2, true), true, r)).await, Err(libc::EINTR));
+    assert_eq!(ask(|r| b.fs.lock(caller, ino, 0, flock(2, true), true, r)).await, Err(libc::EINTR));
 
     let waiter = tokio::spawn({
         let b = Arc::clone(&b);

@@ -11,6 +11,29 @@ use std::os::unix::fs::{
 };
 use std::sync::atomic::Ordering;
 
+/// What a training job does with each of its files.
+#[test]
+fn a_warm_open_read_and_close_wait_for_one_request() {
+    let world = World::new();
+    for ttl in [&world.fs.entry_ttl, &world.fs.attr_ttl] {
+        ttl.store(60_000, Ordering::SeqCst);
+    }
+    fs::write(world.path("f"), b"bytes").unwrap();
+    assert_eq!(fs::read(world.path("f")).unwrap(), b"bytes");
+    let count = || {
+        [&world.fs.lookups, &world.fs.opens, &world.fs.reads, &world.fs.flushes]
+            .map(|n| n.load(Ordering::SeqCst))
+    };
+    let before = count();
+    let mut buf = [0; 9];
+    for _ in 0..10 {
+        let mut file = fs::File::open(world.path("f")).unwrap();
+        assert_eq!(file.read(&mut buf).unwrap(), 5);
+    }
+    let made: Vec<u64> = count().iter().zip(before).map(|(now, then)| now - then).collect();
+    assert_eq!(made, [0, 10, 0, 0], "LOOKUP, OPEN, READ, FLUSH");
+}
+
 #[test]
 fn names_are_made_moved_and_removed() {
     let world = World::new();

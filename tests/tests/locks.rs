@@ -64,6 +64,7 @@ const CHECKS: &[Check] = &[
     ("fcntl_excludes", fcntl_excludes),
     ("fcntl_ranges", fcntl_ranges),
     ("fcntl_closes_release", fcntl_closes_release),
+    ("fcntl_through_a_reader", fcntl_through_a_reader),
     ("kinds_are_apart", kinds_are_apart),
     ("waiter_is_served", waiter_is_served),
     ("waiters_in_turn", waiters_in_turn),
@@ -182,6 +183,26 @@ fn fcntl_closes_release(three: &Three, name: &str) {
     let (mut a, mut b) = two(three, name);
     a.ok("range f write 0 0 nb");
     a.ok(&format!("open g {} rw", three.path(0, name).display()));
+    a.ok("close g");
+    b.ok("range f write 0 0");
+}
+
+/// The same for a descriptor that can only read: of a file where nobody has used such locks before, and of one
+/// where somebody has.
+fn fcntl_through_a_reader(three: &Three, name: &str) {
+    let (mut a, mut b) = two(three, name);
+    for _ in 0..2 {
+        a.ok(&format!("open g {} r", three.path(0, name).display()));
+        a.ok("range g read 0 9 nb");
+        b.ok("range f read 0 9 nb");
+        b.ok("range f free 0 9");
+        assert_eq!(b.ask("range f write 0 0 nb"), "busy");
+        a.ok("close g");
+        b.ok("range f write 0 0");
+        b.ok("range f free 0 0");
+    }
+    a.ok(&format!("open g {} r", three.path(0, name).display()));
+    a.ok("range f write 0 0 nb");
     a.ok("close g");
     b.ok("range f write 0 0");
 }

@@ -367,8 +367,8 @@ impl FileSystem for Export {
         self.core.inner.statfs(self.core.caller(c), self.core.ino(ino), reply);
     }
 
-    fn lock(&self, c: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {
-        self.core.inner.lock(self.core.caller(c), self.core.ino(ino), lock, wait, reply);
+    fn lock(&self, c: Caller, ino: InodeId, handle: u64, lock: Lock, wait: bool, reply: Reply<()>) {
+        self.core.inner.lock(self.core.caller(c), self.core.ino(ino), handle, lock, wait, reply);
     }
 
     fn unlock(&self, c: Caller, ino: InodeId, lock: Lock, reply: Reply<()>) {

@@ -56,6 +56,8 @@ pub(crate) struct File {
     pub(crate) no_set_id: AtomicBool,
     /// The namespace was told to keep it for this node though it has no name.
     pub(crate) held: AtomicBool,
+    /// Somebody here has used `fcntl` locks on it since it was opened first.
+    pub(crate) fcntl: AtomicBool,
     /// Content. Held for as long as a local write takes, never over an `await`.
     pub(crate) inner: Mutex<Inner>,
     /// Held by whoever changes committed size, mtime or content through this file: one at a time.
@@ -122,6 +124,7 @@ impl File {
             orphaned: AtomicBool::new(false),
             no_set_id: AtomicBool::new(false),
             held: AtomicBool::new(false),
+            fcntl: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 base,
                 dirty: None,

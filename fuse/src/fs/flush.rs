@@ -97,9 +97,10 @@ impl Core {
     pub(crate) fn release(self: &Arc<Self>, ino: InodeId, handle: u64, flock: Option<u64>, reply: Reply<()>) {
         let Some(handle) = self.table.remove_handle(handle) else { return reply.fail(Kind::BadHandle) };
         let file = Arc::clone(&handle.file);
+        let lockers = std::mem::take(&mut *handle.lockers.lock());
         drop(handle);
         let flock = flock.filter(|owner| self.meta.lock_held(ino, LockKind::Flock, *owner));
-        if flock.is_none() && !file.is_dirty() && !file.held.load(Ordering::SeqCst) {
+        if flock.is_none() && lockers.is_empty() && !file.is_dirty() && !file.held.load(Ordering::SeqCst) {
             self.closed(&file);
             return reply.ok(());
         }
@@ -109,6 +110,9 @@ impl Core {
             let saved = if orphaned { Ok(()) } else { core.save(&file).await };
             if let Some(owner) = flock {
                 core.drop_locks(ino, LockKind::Flock, owner).await;
+            }
+            for owner in lockers {
+                core.drop_locks(ino, LockKind::Posix, owner).await;
             }
             if let Err(e) = &saved
                 && core.table.opens(ino) > 1

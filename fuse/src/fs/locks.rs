@@ -104,6 +104,19 @@ impl Core {
         });
     }
 
+    /// Somebody asks for an `fcntl` lock through a handle: he loses it when he closes any descriptor of the file. Those
+    /// opened from now on tell of each close; one that does not tells of the last.
+    pub(crate) fn note_fcntl(&self, ino: InodeId, handle: u64, owner: u64) {
+        let Ok(handle) = self.table.handle(ino, handle) else { return };
+        handle.file.fcntl.store(true, Ordering::SeqCst);
+        if !handle.flushed {
+            let mut lockers = handle.lockers.lock();
+            if !lockers.contains(&owner) {
+                lockers.push(owner);
+            }
+        }
+    }
+
     /// SETLK and SETLKW.
     pub(crate) fn lock(
         self: &Arc<Self>,

@@ -465,7 +465,10 @@ impl FileSystem for Fs {
         self.core.statfs(ino, reply);
     }
 
-    fn lock(&self, c: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {
+    fn lock(&self, c: Caller, ino: InodeId, handle: u64, lock: Lock, wait: bool, reply: Reply<()>) {
+        if lock.kind == LockKind::Posix {
+            self.core.note_fcntl(ino, handle, lock.owner);
+        }
         self.core.lock(c.unique, ino, lock, wait, reply);
     }
 

@@ -107,8 +107,8 @@ impl Core {
         if keep_cache && reads {
             self.may_be_read(file.ino);
         }
-        let handle = self.table.add_handle(file, flags, direct_io);
-        Opened { handle, keep_cache, direct_io, no_flush: false }
+        let (number, handle) = self.table.add_handle(file, flags, direct_io);
+        Opened { handle: number, keep_cache, direct_io, no_flush: !handle.flushed }
     }
 
     async fn finish_open(self: &Arc<Self>, file: Arc<File>, caller: Caller, flags: u32) -> Result<Opened> {

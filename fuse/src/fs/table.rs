@@ -26,6 +26,10 @@ pub(crate) struct Handle {
     pub(crate) noted: AtomicBool,
     /// How it is read.
     pub(crate) readahead: Mutex<Readahead>,
+    /// The kernel tells of every close.
+    pub(crate) flushed: bool,
+    /// Who took `fcntl` locks through it, if the kernel tells of no close.
+    pub(crate) lockers: Mutex<Vec<u64>>,
 }
 
 struct Open {
@@ -98,18 +102,21 @@ impl Table {
     }
 
     /// A handle for a file that was [`Table::open`]ed.
-    pub(crate) fn add_handle(&self, file: Arc<File>, flags: u32, direct: bool) -> u64 {
+    pub(crate) fn add_handle(&self, file: Arc<File>, flags: u32, direct: bool) -> (u64, Arc<Handle>) {
         let mode = flags as i32 & libc::O_ACCMODE;
+        let flushed = mode != libc::O_RDONLY || file.fcntl.load(Ordering::SeqCst);
         let handle = Handle {
             file,
             write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
             direct,
             noted: AtomicBool::new(flags as i32 & libc::O_NOATIME != 0),
             readahead: Mutex::default(),
+            flushed,
+            lockers: Mutex::default(),
         };
-        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.handles.write().insert(id, Arc::new(handle));
-        id
+        let (id, handle) = (self.next.fetch_add(1, Ordering::Relaxed) + 1, Arc::new(handle));
+        self.handles.write().insert(id, Arc::clone(&handle));
+        (id, handle)
     }
 
     /// An open handle of this inode.

@@ -136,7 +136,7 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
             });
             fs.lock_test(caller, ino, lock, reply);
         }
-        Request::Lock { lock, wait } => fs.lock(caller, ino, lock, wait, to.done()),
+        Request::Lock { handle, lock, wait } => fs.lock(caller, ino, handle, lock, wait, to.done()),
         Request::Unlock { lock } => fs.unlock(caller, ino, lock, to.done()),
         // Settled before the file system is asked.
         Request::Init(_)

@@ -174,6 +174,7 @@ pub enum Request<'a> {
         lock: Lock,
     },
     Lock {
+        handle: u64,
         lock: Lock,
         wait: bool,
     },
@@ -318,12 +319,12 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>, agreed: u64) -> Result<
         op::LISTXATTR => xattr::list(body)?,
         op::REMOVEXATTR => xattr::remove(body)?,
         op::GETLK => match lock(body)? {
-            (_, libc::F_UNLCK) => Request::Refused(libc::EINVAL),
-            (lock, _) => Request::LockTest { lock },
+            (_, _, libc::F_UNLCK) => Request::Refused(libc::EINVAL),
+            (_, lock, _) => Request::LockTest { lock },
         },
         op::SETLK | op::SETLKW => match lock(body)? {
-            (lock, libc::F_UNLCK) => Request::Unlock { lock },
-            (lock, _) => Request::Lock { lock, wait: header.opcode == op::SETLKW },
+            (_, lock, libc::F_UNLCK) => Request::Unlock { lock },
+            (handle, lock, _) => Request::Lock { handle, lock, wait: header.opcode == op::SETLKW },
         },
         op::INIT => init(body)?,
         op::INTERRUPT => Request::Interrupt { unique: body.u64()? },
@@ -444,9 +445,9 @@ fn copy<'a>(body: &mut Reader<'a>, wide: bool) -> Result<Request<'a>, Malformed>
     }
 }
 
-/// A lock and its type.
-fn lock(body: &mut Reader<'_>) -> Result<(Lock, i32), Malformed> {
-    let _handle = body.u64()?;
+/// The handle, a lock and its type.
+fn lock(body: &mut Reader<'_>) -> Result<(u64, Lock, i32), Malformed> {
+    let handle = body.u64()?;
     let owner = body.u64()?;
     let (start, end) = (body.u64()?, body.u64()?);
     let kind = i32::try_from(body.u32()?).map_err(|_| Malformed)?;
@@ -463,7 +464,7 @@ fn lock(body: &mut Reader<'_>) -> Result<(Lock, i32), Malformed> {
         end: if end >= OFFSET_MAX { u64::MAX } else { end },
         pid,
     };
-    Ok((lock, kind))
+    Ok((handle, lock, kind))
 }
 
 fn init<'a>(body: &mut Reader<'a>) -> Result<Request<'a>, Malformed> {

@@ -288,7 +288,7 @@ impl Node {
     }
 
     pub async fn lock(&self, ino: InodeId, lock: Lock, wait: bool) -> Answer<()> {
-        ask(|r| self.fs.lock(self.caller(), ino, lock, wait, r)).await
+        ask(|r| self.fs.lock(self.caller(), ino, 0, lock, wait, r)).await
     }
 
     pub async fn unlock(&self, ino: InodeId, lock: Lock) -> Answer<()> {

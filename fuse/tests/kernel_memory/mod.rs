@@ -43,6 +43,10 @@ pub struct Memory {
     pub slow_lookups: AtomicU64,
     /// READs so far.
     pub reads: AtomicU64,
+    /// OPENs so far.
+    pub opens: AtomicU64,
+    /// FLUSHes so far.
+    pub flushes: AtomicU64,
     /// Every lock request that came in: who asked, what, and whether it may wait.
     pub asked: Mutex<Vec<(Lock, bool)>>,
     /// Unlocks and the `flock_owner` of releases.
@@ -93,6 +97,8 @@ impl Default for Memory {
             lookups: AtomicU64::new(0),
             slow_lookups: AtomicU64::new(0),
             reads: AtomicU64::new(0),
+            opens: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
             asked: Mutex::default(),
             unlocked: Mutex::default(),
             released: Mutex::default(),
@@ -367,11 +373,13 @@ impl FileSystem for Memory {
     }
 
     fn open(&self, _: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
+        self.opens.fetch_add(1, Ordering::SeqCst);
         self.with(reply, |tree| {
             if flags & libc::O_TRUNC as u32 != 0 {
                 tree.resize(ino, 0)?;
             }
-            Ok(Opened { handle: ino.0, keep_cache: true, ..Opened::default() })
+            let no_flush = flags as i32 & libc::O_ACCMODE == libc::O_RDONLY;
+            Ok(Opened { handle: ino.0, keep_cache: true, no_flush, ..Opened::default() })
         });
     }
 
@@ -429,6 +437,7 @@ impl FileSystem for Memory {
     }
 
     fn flush(&self, _: Caller, ino: InodeId, _: u64, lock_owner: u64, reply: Reply<()>) {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
         let kind = LockKind::Posix;
         let all = Lock { kind, owner: lock_owner, exclusive: false, start: 0, end: u64::MAX, pid: 0 };
         if self.lock_held(ino, kind, lock_owner) {
@@ -520,7 +529,7 @@ impl FileSystem for Memory {
         reply.ok(StatFs { total: 1 << 40, available: 1 << 39, inodes: 5, inodes_free: None });
     }
 
-    fn lock(&self, caller: Caller, ino: InodeId, lock: Lock, wait: bool, reply: Reply<()>) {
+    fn lock(&self, caller: Caller, ino: InodeId, _: u64, lock: Lock, wait: bool, reply: Reply<()>) {
         self.asked.lock().push((lock, wait));
         self.lock_or_wait(caller.unique, ino, lock, wait, reply);
     }

@@ -141,9 +141,15 @@ impl Inner {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let Some(session) = self.table.lock().session else { return std::future::pending().await };
+            let (session, oldest) = {
+                let table = self.table.lock();
+                (table.session, table.oldest_wait(ino) == Some(id))
+            };
+            let Some(session) = session else { return std::future::pending().await };
             let me = LockHolder { session, lock };
-            let first = self.replica.locks(ino).ok().and_then(|record| record.hand_over());
+            // Of many that wait here only one can be the first, and most likely it is the oldest.
+            let record = if oldest { self.replica.locks(ino).ok() } else { None };
+            let first = record.and_then(|record| record.hand_over());
             let Some((holder, _)) = first.filter(|(_, next)| *next == me) else {
                 changed.await;
                 continue;

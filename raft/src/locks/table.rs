@@ -252,6 +252,11 @@ impl Table {
         mine.map(|(id, r)| (*id, (r.lock.start, r.lock.end) == (lock.start, lock.end))).collect()
     }
 
+    /// The request that has waited longest in the state's queue.
+    pub fn oldest_wait(&self, ino: InodeId) -> Option<u64> {
+        self.requests.iter().find(|(_, r)| r.ino == ino && r.place == Place::State).map(|(id, _)| *id)
+    }
+
     /// Whether an owner has asked the state for anything that is not decided.
     pub fn asks(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool {
         self.requests.values().any(|r| (r.ino, r.lock.kind, r.lock.owner) == (ino, kind, owner))
