@@ -201,6 +201,12 @@ impl Core {
                     Change::Acl(ino) => self.attr_changed(*ino, remote, now),
                     Change::Entry { .. } => names |= remote || own_names,
                     Change::Orphaned(ino) => self.orphaned(*ino),
+                    Change::Restored { ino, parent } => {
+                        // The kernel hears of it by no answer, also where this node asked for it.
+                        names = true;
+                        self.restored(*ino, now);
+                        self.attr_changed(*parent, true, now);
+                    }
                     Change::Reaped(ino) => self.table.pages_wrong(*ino),
                     _ => {}
                 }
@@ -246,6 +252,15 @@ impl Core {
             file.orphaned.store(true, Ordering::SeqCst);
             self.hold_orphan(ino);
         }
+    }
+
+    /// What is open here is saved again, and needs no holder.
+    fn restored(&self, ino: InodeId, now: Duration) {
+        if let Some(file) = self.table.file(ino) {
+            file.orphaned.store(false, Ordering::SeqCst);
+            file.held.store(false, Ordering::SeqCst);
+        }
+        self.attr_changed(ino, true, now);
     }
 
     /// Tells the namespace that a nameless inode is open here.
