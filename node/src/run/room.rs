@@ -1,0 +1,119 @@
+//! Makes room where a disk of this node runs short: the oldest of what is in the trash goes before its time, so
+//! that nobody is told that the disks are full while they hold what was deleted.
+
+use crate::trash::let_go;
+use hfcache_base::limits::{CHUNK_TARGET, GIB};
+use hfcache_base::meta::TrashId;
+use hfcache_base::seam::{Clock, Meta, Space};
+use hfcache_base::{Result, Scheme};
+use hfcache_storage::Store;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is looked whether a disk runs short.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Until shards that nobody wants any more are gone: see `freed_delay` of the store.
+const TAKES_EFFECT: Duration = Duration::from_secs(8);
+/// Most that is kept free by this, however large the disks are.
+const FLOOR_MAX: u64 = 64 * GIB;
+/// Most entries that go at once.
+const ENTRIES_MAX: usize = 4_096;
+/// Entries looked at in one view.
+const PAGE: usize = 512;
+
+pub(super) struct Room {
+    pub(super) meta: Arc<dyn Meta>,
+    pub(super) store: Arc<Store>,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Hot copies are on the disk of the shards, and give way to them.
+    pub(super) with_hot: bool,
+}
+
+impl Room {
+    /// Looks for ever.
+    pub(super) async fn watch(self) {
+        loop {
+            self.clock.sleep(LOOK_EVERY).await;
+            match self.look().await {
+                Ok(true) => self.clock.sleep(TAKES_EFFECT).await,
+                Ok(false) => {}
+                Err(e) => tracing::debug!(error = %e, "make room"),
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<bool> {
+        if self.meta.read_stale().trash(None, 1)?.is_empty() {
+            return Ok(false);
+        }
+        let mut space = self.store.capacity().await?;
+        if self.with_hot {
+            let (_, hot) = self.store.hot_usage();
+            space = Space { total: space.total.saturating_add(hot), free: space.free.saturating_add(hot) };
+        }
+        let short = short(space);
+        if short == 0 {
+            return Ok(false);
+        }
+        let nodes = self.meta.map().storage_nodes().count();
+        let ids = self.oldest(worth(short, nodes))?;
+        tracing::warn!(
+            entries = ids.len(),
+            short,
+            free = space.free,
+            "a disk runs short: empty the oldest of the trash"
+        );
+        let_go(self.meta.as_ref(), ids).await?;
+        Ok(true)
+    }
+
+    /// The oldest entries that take so many bytes together.
+    fn oldest(&self, wanted: u64) -> Result<Vec<TrashId>> {
+        let (mut ids, mut bytes): (Vec<TrashId>, u64) = (Vec::new(), 0);
+        let view = self.meta.read_stale();
+        while bytes < wanted && ids.len() < ENTRIES_MAX {
+            let page = view.trash(ids.last().copied(), PAGE)?;
+            if page.is_empty() {
+                break;
+            }
+            for entry in page {
+                if bytes >= wanted {
+                    break;
+                }
+                bytes += entry.attr.allocated;
+                ids.push(entry.id);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+/// How many bytes are to become free, if fewer than a tenth are: half as much again, so that it lasts.
+fn short(space: Space) -> u64 {
+    let floor = (space.total / 10).min(FLOOR_MAX);
+    if space.free >= floor { 0 } else { floor + floor / 2 - space.free }
+}
+
+/// How many bytes of files so many bytes of shards on each of the nodes are.
+fn worth(short: u64, nodes: usize) -> u64 {
+    let scheme = Scheme::choose(nodes, CHUNK_TARGET);
+    short.saturating_mul(nodes as u64) / u64::from(scheme.total()) * u64::from(scheme.data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_short_when_less_than_a_tenth_is_free() {
+        let short_of = |total, free| short(Space { total, free });
+        assert_eq!((short_of(0, 0), short_of(1_000, 100), short_of(1_000, 500)), (0, 0, 0));
+        assert_eq!((short_of(1_000, 99), short_of(1_000, 0)), (51, 150));
+        assert_eq!(short_of(100_000 * GIB, 64 * GIB), 0);
+    }
+
+    #[test]
+    fn shards_on_every_node_are_worth_the_data_in_them() {
+        assert_eq!((worth(100, 1), worth(100, 3), worth(60, 6)), (100, 200, 240));
+    }
+}
