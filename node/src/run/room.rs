@@ -2,7 +2,7 @@
 //! that nobody is told that the disks are full while they hold what was deleted.
 
 use crate::trash::let_go;
-use hfcache_base::limits::{CHUNK_TARGET, GIB};
+use hfcache_base::limits::{CHUNK_TARGET, GIB, MIB};
 use hfcache_base::meta::TrashId;
 use hfcache_base::seam::{Clock, Meta, Space};
 use hfcache_base::{Result, Scheme};
@@ -14,6 +14,8 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Until shards that nobody wants any more are gone: see `freed_delay` of the store.
 const TAKES_EFFECT: Duration = Duration::from_secs(8);
+/// Least that is kept free by this, if that is not more than half of all: what a writer fills until it helps.
+const FLOOR_MIN: u64 = 512 * MIB;
 /// Most that is kept free by this, however large the disks are.
 const FLOOR_MAX: u64 = 64 * GIB;
 /// Most entries that go at once.
@@ -88,9 +90,9 @@ impl Room {
     }
 }
 
-/// How many bytes are to become free, if fewer than a tenth are: half as much again, so that it lasts.
+/// How many bytes are to become free, if fewer than a tenth are: half as much again, so that it lasts a while.
 fn short(space: Space) -> u64 {
-    let floor = (space.total / 10).min(FLOOR_MAX);
+    let floor = (space.total / 10).clamp(FLOOR_MIN, FLOOR_MAX).min(space.total / 2);
     if space.free >= floor { 0 } else { floor + floor / 2 - space.free }
 }
 
@@ -107,9 +109,11 @@ mod tests {
     #[test]
     fn a_disk_is_short_when_less_than_a_tenth_is_free() {
         let short_of = |total, free| short(Space { total, free });
-        assert_eq!((short_of(0, 0), short_of(1_000, 100), short_of(1_000, 500)), (0, 0, 0));
-        assert_eq!((short_of(1_000, 99), short_of(1_000, 0)), (51, 150));
-        assert_eq!(short_of(100_000 * GIB, 64 * GIB), 0);
+        assert_eq!((short_of(0, 0), short_of(100 * GIB, 10 * GIB)), (0, 0));
+        assert_eq!(short_of(100 * GIB, 9 * GIB), 6 * GIB);
+        assert_eq!((short_of(100_000 * GIB, 64 * GIB), short_of(100_000 * GIB, 63 * GIB)), (0, 33 * GIB));
+        assert_eq!((short_of(2 * GIB, GIB / 2), short_of(2 * GIB, GIB / 4)), (0, GIB / 2));
+        assert_eq!((short_of(GIB / 2, GIB / 4), short_of(GIB / 2, 0)), (0, 3 * GIB / 8));
     }
 
     #[test]
