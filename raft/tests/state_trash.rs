@@ -377,6 +377,22 @@ fn a_locked_inode_is_the_reapers() {
 }
 
 #[test]
+fn locks_stay_with_who_has_them() {
+    let (mut w, s) = keeping();
+    let two = w.join(2);
+    let f = w.file(s, ROOT, "f");
+    let lock = Lock { kind: LockKind::Flock, owner: 1, exclusive: true, start: 0, end: u64::MAX, pid: 1 };
+    let ask = |wait| Op::Lock { ino: f, lock, wait };
+    assert_eq!(w.run(s, ask(false)), Ok(Reply::Lock(LockReply::Delegated)));
+    w.run(s, unlink(ROOT, "f")).unwrap();
+    reap(&mut w);
+    assert_eq!(rows(&w, Table::Orphan), 0);
+    w.run(s, restore(of(&w, "f"), ROOT, "f")).unwrap();
+    // The first session still decides about them by itself, and was not told otherwise.
+    assert_eq!(w.run(two, ask(false)), Ok(Reply::Lock(LockReply::Recalling)));
+}
+
+#[test]
 fn directories_from_before_their_names_were_kept_are_found() {
     let (mut w, s) = keeping();
     let a = w.dir(s, ROOT, "a");

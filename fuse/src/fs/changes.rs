@@ -1,6 +1,7 @@
 //! What other nodes change: told to the kernel before this node reports it as applied, so that no one can
 //! have seen the change confirmed and still find the old attributes here.
 
+use super::file::File;
 use super::{Core, RETRY_MAX};
 use crate::ops::Reply;
 use hfcache_base::meta::{Applied, Change, Op};
@@ -261,6 +262,17 @@ impl Core {
             file.held.store(false, Ordering::SeqCst);
         }
         self.attr_changed(ino, true, now);
+    }
+
+    /// An open file that was thought nameless has a name, as this node's state says.
+    pub(crate) fn named_again(self: &Arc<Self>, file: &File) {
+        file.orphaned.store(false, Ordering::SeqCst);
+        file.held.store(false, Ordering::SeqCst);
+        if self.meta.read_stale().attr(file.ino).is_ok_and(|now| now.nlink == 0) {
+            // Unlinked again meanwhile, which nobody heard who thought it nameless.
+            file.orphaned.store(true, Ordering::SeqCst);
+            self.hold_orphan(file.ino);
+        }
     }
 
     /// Tells the namespace that a nameless inode is open here.

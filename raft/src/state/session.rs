@@ -208,13 +208,15 @@ impl Machine<'_> {
         for (ino, orphan) in due {
             orphan?;
             let ino = InodeId(ino.ok_or_else(|| super::record::damaged("key of an orphan"))?);
+            if self.is_in_trash(ino)? {
+                // It may have a name again one day: who has its locks keeps them.
+                self.delete(Table::Orphan, &key::inode(ino))?;
+                continue;
+            }
             if !self.forget_locks(ino)? {
                 continue;
             }
             self.delete(Table::Orphan, &key::inode(ino))?;
-            if self.is_in_trash(ino)? {
-                continue;
-            }
             let inode = self.known_inode(ino)?;
             self.free(inode)?;
             reaped += 1;
