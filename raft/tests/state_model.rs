@@ -582,6 +582,8 @@ impl Run {
         let listed = view.chunks(ChunkId(0), 10_000).unwrap();
         assert_eq!(listed, self.announced.values().copied().collect::<Vec<_>>());
         let bytes = inline + listed.iter().map(|c| u64::from(c.len)).sum::<u64>();
+        let kept = view.trash(None, 1_000).unwrap().len() as u64;
+        assert_eq!(view.trash_entries().unwrap(), kept);
         let inodes = (self.model.things.len() - self.model.orphans.len()) as u64;
         let totals = Totals { inodes, bytes, chunks: listed.len() as u64 };
         assert_eq!(view.totals().unwrap(), totals);

@@ -5,7 +5,7 @@
 
 mod state_support;
 
-use hfcache_base::limits::{TRASH_BATCH_MAX, TRASH_PATH_MAX};
+use hfcache_base::limits::{TRASH_BATCH_MAX, TRASH_ENTRIES_MAX, TRASH_PATH_MAX};
 use hfcache_base::meta::*;
 use hfcache_base::seam::View as _;
 use hfcache_base::{ChunkId, InodeId, Kind, SessionId};
@@ -288,6 +288,7 @@ fn what_was_kept_long_enough_goes_and_is_counted_no_more() {
         assert_eq!(rows(&w, table), 0, "{table:?}");
     }
     assert_eq!(w.view().chunks(ChunkId(0), 10).unwrap(), []);
+    assert_eq!(w.view().trash_entries().unwrap(), 0);
 }
 
 #[test]
@@ -314,6 +315,24 @@ fn entries_are_emptied_by_name_and_a_batch_is_bounded() {
     assert_eq!(expire(&mut w), 3);
     reap(&mut w);
     assert_eq!(w.view().usage(Subject::User(10)).unwrap(), Usage::default());
+}
+
+#[test]
+fn beyond_a_million_entries_the_oldest_go() {
+    let (mut w, s) = keeping();
+    for name in ["a", "b", "c"] {
+        w.file(s, ROOT, name);
+        w.run(s, unlink(ROOT, name)).unwrap();
+    }
+    assert_eq!(w.view().trash_entries().unwrap(), 3);
+    assert_eq!(expire(&mut w), 0);
+    // As if there were so many more.
+    let many = hfcache_base::wire::encode(&(TRASH_ENTRIES_MAX + 2));
+    hfcache_raft::kv::Write::put(&mut w.store, Table::Single, b"trash-entries", &many).unwrap();
+    assert!(w.view().trash_is_due(Timestamp(w.now)).unwrap());
+    assert_eq!(expire(&mut w), 2);
+    assert_eq!((paths(&w), w.view().trash_entries().unwrap()), (vec!["c".to_owned()], TRASH_ENTRIES_MAX));
+    assert!(!w.view().trash_is_due(Timestamp(w.now)).unwrap());
 }
 
 #[test]

@@ -173,6 +173,7 @@ fn a_tree_comes_back_on_every_node(w: &World) {
     assert_eq!(w.json(2, &["trash", "ls", "/models--a/blobs"])["entries"], 4);
     let (_, out, _) = w.call(0, &["trash", "ls", "/models--a"]);
     assert!(out.contains("models--a/blobs/\n") && out.contains("kept for 1h"), "{out}");
+    assert_eq!(w.cluster.status(0)["totals"]["trash"], tree.len());
     let args = ["trash", "restore", &w.text(2, "models--a")];
     let would = w.json(2, &[&args[..], &["--dry-run"]].concat());
     assert!(!w.path(0, "models--a").exists(), "only said");

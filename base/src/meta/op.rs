@@ -297,8 +297,8 @@ pub enum Op {
         /// At most [`crate::limits::TRASH_RETENTION_MAX`].
         retention: u64,
     },
-    /// Lets go of what has been in the trash for longer than it is to be kept, oldest first, at most
-    /// [`crate::limits::TRASH_BATCH_MAX`] entries. Answers [`Reply::Count`]; more may be left.
+    /// Lets go of what has been in the trash for longer than it is to be kept, or is there beyond
+    /// [`crate::limits::TRASH_ENTRIES_MAX`], oldest first, at most [`crate::limits::TRASH_BATCH_MAX`] entries. Answers [`Reply::Count`]; more may be left.
     ExpireTrash,
     /// Lets go of these entries of the trash, at most [`crate::limits::TRASH_BATCH_MAX`]; one that is not there
     /// is left out. Answers [`Reply::Count`] with how many of them, from the first on, were dealt with: not

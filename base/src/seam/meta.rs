@@ -143,6 +143,13 @@ pub trait View: Send {
     fn trash(&self, _after: Option<TrashId>, _limit: usize) -> Result<Vec<Trashed>> {
         Ok(Vec::new())
     }
+    /// How many entries the trash has.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn trash_entries(&self) -> Result<u64> {
+        Ok(0)
+    }
     /// For how many seconds what is deleted is kept; 0 for not at all.
     ///
     /// # Errors

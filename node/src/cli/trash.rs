@@ -101,7 +101,7 @@ pub(super) enum Command {
     #[command(
         after_help = "Off in a new cluster: what is in a cache can be downloaded again, and people delete to make room. While it \
         is on, what was deleted takes room, and counts for its owner's quota, until the time is over or a disk runs \
-        short; then the oldest goes first. Turning it off deletes for good what is in the trash.\n\n\
+        short, or there are a million entries; then the oldest goes first. A new time holds for what is in the trash already. Turning it off deletes for good what is in the trash.\n\n\
         EXAMPLES:\n  \
         hfcache trash retention\n  \
         hfcache trash retention 1d\n  \

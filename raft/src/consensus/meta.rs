@@ -203,6 +203,11 @@ impl<R: kv::Read + Send> View for Watched<'_, R> {
         self.view.trash(after, limit)
     }
 
+    fn trash_entries(&self) -> Result<u64> {
+        self.look_at_all();
+        self.view.trash_entries()
+    }
+
     fn trash_retention(&self) -> Result<u64> {
         self.look_at_all();
         self.view.trash_retention()

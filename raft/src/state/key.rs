@@ -14,6 +14,9 @@ pub(crate) const SHARES: &[u8] = b"shares";
 /// For how long what is deleted is kept.
 pub(crate) const TRASH: &[u8] = b"trash";
 
+/// How many entries the trash has.
+pub(crate) const TRASH_ENTRIES: &[u8] = b"trash-entries";
+
 /// What a session has at an inode.
 #[derive(Clone, Copy)]
 #[repr(u8)]

@@ -15,7 +15,7 @@ use super::key::{self, Item, check_name};
 use super::machine::{Machine, Step};
 use super::record::{self, Body, Inode, Orphan, TrashRecord, damaged};
 use crate::kv::{Read as _, Table, Write as _};
-use hfcache_base::limits::{TRASH_BATCH_MAX, TRASH_PATH_MAX, TRASH_RETENTION_MAX};
+use hfcache_base::limits::{TRASH_BATCH_MAX, TRASH_ENTRIES_MAX, TRASH_PATH_MAX, TRASH_RETENTION_MAX};
 use hfcache_base::meta::{Change, Reply, Timestamp, TrashId, Usage};
 use hfcache_base::{InodeId, Kind, Result};
 use std::ops::Bound::Unbounded;
@@ -69,6 +69,7 @@ impl Machine<'_> {
         }
         let at = Timestamp(self.now().0.max(0));
         self.put(Table::Trash, &key::inode(ino), &TrashRecord { at, path })?;
+        self.count_trash(1)?;
         self.txn.put(Table::TrashOrder, &key::trash_order(TrashId { at, ino }), &[])
     }
 
@@ -81,7 +82,20 @@ impl Machine<'_> {
         }
         self.delete(Table::Trash, &at)?;
         self.delete(Table::TrashOrder, &key::trash_order(id))?;
+        self.count_trash(-1)?;
         Ok(true)
+    }
+
+    fn trash_entries(&self) -> Result<u64> {
+        Ok(self.get(Table::Single, key::TRASH_ENTRIES)?.unwrap_or_default())
+    }
+
+    fn count_trash(&mut self, by: i64) -> Result<()> {
+        let entries = self.trash_entries()?.checked_add_signed(by);
+        match entries.ok_or_else(|| damaged("trash that does not add up"))? {
+            0 => self.delete(Table::Single, key::TRASH_ENTRIES),
+            entries => self.put(Table::Single, key::TRASH_ENTRIES, &entries),
+        }
     }
 
     /// The trash keeps this inode no more.
@@ -100,10 +114,11 @@ impl Machine<'_> {
 
     pub fn expire_trash(&mut self) -> Step {
         let due = due(self.trash_retention()?, self.now());
+        let surplus = self.trash_entries()?.saturating_sub(TRASH_ENTRIES_MAX);
         let mut found = Vec::new();
         self.txn.scan(Table::TrashOrder, Unbounded, Unbounded, &mut |at, _| {
             let id = key::trash_id(at);
-            let wanted = id.is_none_or(|id| id.at <= due);
+            let wanted = (found.len() as u64) < surplus || id.is_none_or(|id| id.at <= due);
             if wanted {
                 found.push(id);
             }

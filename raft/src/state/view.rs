@@ -7,6 +7,7 @@ use super::record::{
 };
 use super::share::Shares;
 use crate::kv::{Read, Table};
+use hfcache_base::limits::TRASH_ENTRIES_MAX;
 use hfcache_base::meta::{
     Attr, ChunkRef, Content, DirEntry, Extent, FileKind, Limit, Quota, Rate, Session, Share, Subject,
     Timestamp, Token, Totals, TrashId, Trashed, Usage,
@@ -56,13 +57,17 @@ impl<R: Read> StateView<R> {
         Ok(any)
     }
 
-    /// The oldest entry of the trash, if it is due by this time.
+    /// Whether the oldest entry of the trash is due by this time, or there are too many.
     ///
     /// # Errors
     /// Only if the store is damaged.
     pub fn trash_is_due(&self, now: Timestamp) -> Result<bool> {
         let retention: Option<u64> = get(&self.store, Table::Single, key::TRASH)?;
         let due = super::trash::due(retention.unwrap_or_default(), now);
+        let entries: Option<u64> = get(&self.store, Table::Single, key::TRASH_ENTRIES)?;
+        if entries.unwrap_or_default() > TRASH_ENTRIES_MAX {
+            return Ok(true);
+        }
         let mut any = false;
         self.store.scan(Table::TrashOrder, Unbounded, Unbounded, &mut |at, _| {
             any = key::trash_id(at).is_none_or(|id| id.at <= due);
@@ -349,6 +354,10 @@ impl<R: Read + Send> View for StateView<R> {
                 Ok(Trashed { id, path, attr })
             })
             .collect()
+    }
+
+    fn trash_entries(&self) -> Result<u64> {
+        Ok(get(&self.store, Table::Single, key::TRASH_ENTRIES)?.unwrap_or_default())
     }
 
     fn trash_retention(&self) -> Result<u64> {
