@@ -34,39 +34,46 @@ pub(super) struct Room {
 impl Room {
     /// Looks for ever.
     pub(super) async fn watch(self) {
+        let mut oldest = None;
         loop {
             self.clock.sleep(LOOK_EVERY).await;
-            match self.look().await {
-                Ok(true) => self.clock.sleep(TAKES_EFFECT).await,
-                Ok(false) => {}
-                Err(e) => tracing::debug!(error = %e, "make room"),
+            if let Err(e) = self.look(&mut oldest).await {
+                tracing::debug!(error = %e, "make room");
             }
         }
     }
 
-    async fn look(&self) -> Result<bool> {
-        if self.meta.read_stale().trash(None, 1)?.is_empty() {
-            return Ok(false);
+    async fn look(&self, oldest: &mut Option<TrashId>) -> Result<()> {
+        let first = self.meta.read_stale().trash(None, 1)?.first().map(|entry| entry.id);
+        let before = std::mem::replace(oldest, first);
+        if first.is_none() || self.short().await? == 0 {
+            return Ok(());
         }
+        if before.is_some() && before != first {
+            // Somebody has let go of some: a node that ran short as well, and that helps here, too.
+            self.clock.sleep(TAKES_EFFECT).await;
+        }
+        let short = self.short().await?;
+        if short == 0 {
+            return Ok(());
+        }
+        let nodes = self.meta.map().storage_nodes().count();
+        let ids = self.oldest(worth(short, nodes))?;
+        tracing::warn!(entries = ids.len(), short, "a disk runs short: empty the oldest of the trash");
+        let_go(self.meta.as_ref(), ids).await?;
+        self.clock.sleep(TAKES_EFFECT).await;
+        *oldest = None;
+        Ok(())
+    }
+
+    /// How many bytes are to become free on this node.
+    async fn short(&self) -> Result<u64> {
         let mut space = self.store.capacity().await?;
         if self.with_hot {
             let (_, hot) = self.store.hot_usage();
             space = Space { total: space.total.saturating_add(hot), free: space.free.saturating_add(hot) };
         }
-        let short = short(space);
-        if short == 0 {
-            return Ok(false);
-        }
-        let nodes = self.meta.map().storage_nodes().count();
-        let ids = self.oldest(worth(short, nodes))?;
-        tracing::warn!(
-            entries = ids.len(),
-            short,
-            free = space.free,
-            "a disk runs short: empty the oldest of the trash"
-        );
-        let_go(self.meta.as_ref(), ids).await?;
-        Ok(true)
+        Ok(short(space))
     }
 
     /// The oldest entries that take so many bytes together.
