@@ -1,8 +1,9 @@
 //! Makes room where a disk of this node runs short: the oldest of what is in the trash goes before its time, so
 //! that nobody is told that the disks are full while they hold what was deleted.
 
+use crate::found::earlier;
 use crate::trash::let_go;
-use hfcache_base::limits::{CHUNK_TARGET, GIB, MIB};
+use hfcache_base::limits::{CHUNK_TARGET, GIB, MIB, ORPHAN_GRACE};
 use hfcache_base::meta::TrashId;
 use hfcache_base::seam::{Clock, Meta, Space};
 use hfcache_base::{Result, Scheme};
@@ -59,6 +60,9 @@ impl Room {
         }
         let nodes = self.meta.map().storage_nodes().count();
         let ids = self.oldest(worth(short, nodes))?;
+        if ids.is_empty() {
+            return Ok(());
+        }
         tracing::warn!(entries = ids.len(), short, "a disk runs short: empty the oldest of the trash");
         let_go(self.meta.as_ref(), ids).await?;
         self.clock.sleep(TAKES_EFFECT).await;
@@ -76,8 +80,10 @@ impl Room {
         Ok(short(space))
     }
 
-    /// The oldest entries that take so many bytes together.
+    /// The oldest entries that take so many bytes together. What was deleted just now would be freed no sooner
+    /// by letting go of it now.
     fn oldest(&self, wanted: u64) -> Result<Vec<TrashId>> {
+        let ripe = earlier(self.clock.wall(), ORPHAN_GRACE);
         let (mut ids, mut bytes): (Vec<TrashId>, u64) = (Vec::new(), 0);
         let view = self.meta.read_stale();
         while bytes < wanted && ids.len() < ENTRIES_MAX {
@@ -86,8 +92,8 @@ impl Room {
                 break;
             }
             for entry in page {
-                if bytes >= wanted {
-                    break;
+                if bytes >= wanted || entry.id.at > ripe {
+                    return Ok(ids);
                 }
                 bytes += entry.attr.allocated;
                 ids.push(entry.id);
