@@ -119,6 +119,12 @@ pub(super) enum Command {
     },
 }
 
+/// A path as it may be shown on a terminal: anybody can give a file a name that would change what root sees there.
+fn plain(path: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    path.chars().map(escaped).collect()
+}
+
 /// A path as the node is asked about it.
 fn path(path: &Path) -> Result<PathBuf> {
     let settled = settled(path);
@@ -218,7 +224,7 @@ fn show(page: Value, names: &mut BTreeMap<u32, String>) -> Result<()> {
         let owner = names.entry(row.uid).or_insert_with(|| Database::Passwd.shown(row.uid));
         let is_dir = row.kind == "directory";
         let (size, slash) = if is_dir { ("-".into(), "/") } else { (human(row.size), "") };
-        say(format!("{:<20}  {size:>10}  {owner:<12}  {}{slash}", row.deleted, row.path))?;
+        say(format!("{:<20}  {size:>10}  {owner:<12}  {}{slash}", row.deleted, plain(&row.path)))?;
     }
     Ok(())
 }
@@ -231,7 +237,7 @@ fn restore(request: Request, dry_run: bool, which: &Which, json: bool) -> Result
         if json {
             failed.push(one);
         } else {
-            eprintln!("hfcache: {path}: {why}");
+            eprintln!("hfcache: {}: {why}", plain(&path));
         }
     })?;
     let done: Restored = serde_json::from_value(answer.clone()).context("read the node's answer")?;
@@ -250,6 +256,11 @@ fn restore(request: Request, dry_run: bool, which: &Which, json: bool) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_do_nothing_to_a_terminal() {
+        assert_eq!(plain("/hf/ü b\u{1b}[2J\n"), "/hf/ü b\\u{1b}[2J\\n");
+    }
 
     #[test]
     fn spans_of_retention() {
