@@ -45,6 +45,14 @@ pub const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
 /// Most directories that are shared trees.
 pub const SHARES_MAX: usize = 1_024;
+/// What was deleted at a longer path is not kept in the trash, in bytes (PATH_MAX without its NUL).
+pub const TRASH_PATH_MAX: usize = 4_095;
+/// Longest that what was deleted is kept.
+pub const TRASH_RETENTION_MAX: Duration = Duration::from_secs(3_650 * 86_400);
+/// Most entries of the trash: beyond, the oldest go before their time.
+pub const TRASH_ENTRIES_MAX: u64 = 1_000_000;
+/// Most entries of the trash that one command empties.
+pub const TRASH_BATCH_MAX: usize = 1_024;
 
 // ---- chunks and shards ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ mod lock;
 mod op;
 mod share;
 mod status;
+mod trash;
 mod usage;
 mod xattr;
 
@@ -19,5 +20,6 @@ pub use lock::{Lock, LockHolder, LockKind, LockReply};
 pub use op::{Command, NewNode, Op, RenameMode, Reply, Token, TokenUse};
 pub use share::Share;
 pub use status::{RaftStatus, Session, SharedMap, Totals};
+pub use trash::{TrashId, Trashed};
 pub use usage::{Limit, Quota, Rate, Subject, Usage};
 pub use xattr::{XATTR_CAPABILITY, XattrMode, XattrSpace};

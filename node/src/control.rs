@@ -2,7 +2,7 @@
 
 use crate::admin::{QUORUM_DEADLINE, Request, server::Handler};
 use crate::data::DataDir;
-use crate::found::later;
+use crate::found::{earlier, later};
 use crate::leave;
 use crate::place::Place;
 use crate::rate;
@@ -11,6 +11,7 @@ use crate::share::{self, Existing};
 use crate::status::{self, Sources};
 use crate::stop::Stop;
 use crate::time;
+use crate::trash;
 use crate::usage;
 use async_trait::async_trait;
 use hfcache_base::meta::{Op, Reply, Share, Timestamp, Token, TokenUse};
@@ -95,6 +96,23 @@ impl Handler for Control {
             }
             Request::RateGet { whose } => to_value(rate::get(self.sources.meta.as_ref(), &whose).await?),
             Request::RateList => to_value(rate::list(self.sources.meta.as_ref()).await?),
+            Request::TrashList { path } => {
+                let (meta, place) = (self.sources.meta.as_ref(), &self.place);
+                to_value(trash::list(meta, place, path.as_deref(), &progress).await?)
+            }
+            Request::TrashRestore { path, to, dry_run } => {
+                let (meta, place) = (self.sources.meta.as_ref(), &self.place);
+                to_value(trash::restore(meta, place, &path, to.as_deref(), dry_run, &progress).await?)
+            }
+            Request::TrashEmpty { path, older_seconds, dry_run } => {
+                let (meta, place) = (self.sources.meta.as_ref(), &self.place);
+                let before = earlier(self.clock.wall(), Duration::from_secs(older_seconds));
+                to_value(trash::empty(meta, place, path.as_deref(), before, dry_run, &progress).await?)
+            }
+            Request::TrashRetention { set } => {
+                let retention = trash::retention(self.sources.meta.as_ref(), set).await?;
+                Ok(json!({ "retention": retention }))
+            }
         }
     }
 }

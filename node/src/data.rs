@@ -66,6 +66,11 @@ impl DataDir {
         self.0.join("first-token.json")
     }
 
+    /// For how many seconds the cluster is to keep what is deleted, until it knows.
+    pub fn first_trash(&self) -> PathBuf {
+        self.0.join("first-trash")
+    }
+
     /// Where the members were when this node joined.
     pub fn members(&self) -> PathBuf {
         self.0.join("members.json")

@@ -27,11 +27,11 @@ pub struct Made {
     pub token: Option<String>,
 }
 
-/// Makes a cluster of one.
+/// Makes a cluster of one, which keeps what is deleted for `trash` seconds.
 ///
 /// # Errors
 /// A node is there already, the mount point is no good, or whatever the disk says.
-pub fn init(data: &DataDir, config: &Config) -> Result<Made> {
+pub fn init(data: &DataDir, config: &Config, trash: u64) -> Result<Made> {
     data.create()?;
     let _lock = data.lock()?;
     data.refuse_node()?;
@@ -49,6 +49,9 @@ pub fn init(data: &DataDir, config: &Config) -> Result<Made> {
     // The cluster does not run yet: it learns of the token at its first start.
     let record = serde_json::to_vec(&token.record())?;
     data.write_atomic(&data.first_token(), &record, 0o600)?;
+    if trash > 0 {
+        data.write_atomic(&data.first_trash(), format!("{trash}\n").as_bytes(), 0o644)?;
+    }
     identity.save(&data.identity())?;
     config.save(data)?;
     data.finish()?;
@@ -130,6 +133,11 @@ pub fn later(t: Timestamp, d: Duration) -> Timestamp {
     Timestamp(t.0.saturating_add(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)))
 }
 
+/// This much earlier.
+pub fn earlier(t: Timestamp, d: Duration) -> Timestamp {
+    Timestamp(t.0.saturating_sub(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)))
+}
+
 /// Where the members were when this node joined: whom to ask before there is a map.
 fn save_members(data: &DataDir, members: &[(NodeId, SocketAddr)]) -> Result<()> {
     data.write_atomic(&data.members(), &serde_json::to_vec(members)?, 0o644)
@@ -174,4 +182,21 @@ pub fn load_first_token(data: &DataDir) -> Result<Option<Token>> {
             Ok(None)
         }
     }
+}
+
+/// For how many seconds a new cluster is to keep what is deleted, until it knows that.
+///
+/// # Errors
+/// Whatever the disk says; a damaged file.
+pub fn load_first_trash(data: &DataDir) -> Result<Option<u64>> {
+    let path = data.first_trash();
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
+    };
+    let seconds = text.trim().parse();
+    seconds.map(Some).with_context(|| {
+        format!("{} is damaged; remove it and say `hfcache trash retention` again", path.display())
+    })
 }

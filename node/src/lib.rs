@@ -14,7 +14,7 @@
 //! usage     du and quotas                                       size      numbers of bytes
 //! rate      how fast users and groups may go
 //! leave     the way out
-//! share     shared trees
+//! share     shared trees                                        trash     what was deleted and is kept
 //! place     paths in the mount, and what they name             accounts  users and groups by name
 //! demo      the three-node story, with real processes
 //! doctor    what will not work on this machine, and how to mend it
@@ -44,5 +44,6 @@ pub mod size;
 pub mod status;
 pub mod stop;
 pub mod time;
+pub mod trash;
 pub mod usage;
 pub mod world;

@@ -23,9 +23,18 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
     }
     let count: u64 = digits.parse().map_err(|_| wrong())?;
     match count.checked_mul(seconds) {
-        Some(0) => Err("a token must be good for at least 1s".into()),
+        Some(0) => Err("at least 1s".into()),
         Some(s) if s <= 3_650 * 86_400 => Ok(Duration::from_secs(s)),
         _ => Err(format!("{text} is too long; 3650d is the most")),
+    }
+}
+
+/// So many seconds, as [`parse_span`] takes them.
+pub fn span(seconds: u64) -> String {
+    let units = [(86_400, 'd'), (3_600, 'h'), (60, 'm')];
+    match units.into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit)) {
+        Some((unit, letter)) => format!("{}{letter}", seconds / unit),
+        None => format!("{seconds}s"),
     }
 }
 
@@ -58,6 +67,14 @@ mod tests {
         {
             assert!(parse_span(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn spans_are_said_as_they_are_read() {
+        for said in ["90s", "30m", "25h", "7d", "86401s"] {
+            assert_eq!(span(parse_span(said).unwrap().as_secs()), said);
+        }
+        assert_eq!(span(86_400), "1d");
     }
 
     #[test]

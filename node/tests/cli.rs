@@ -53,7 +53,7 @@ impl Drop for Dir {
 
 #[test]
 fn wrong_use_exits_with_2() {
-    let wrong: [&[&str]; 10] = [
+    let wrong: [&[&str]; 12] = [
         &[],
         &["dance"],
         &["node"],
@@ -63,6 +63,8 @@ fn wrong_use_exits_with_2() {
         &["node", "init", "--data", "/x", "--mount", "/y", "--listen", "nowhere"],
         &["token", "create", "--ttl", "soon"],
         &["status", "--colour"],
+        &["node", "init", "--data", "/x", "--mount", "/y", "--trash", "soon"],
+        &["trash", "empty"],
         &["env", "--shell", "cmd"],
     ];
     for args in wrong {
@@ -74,7 +76,7 @@ fn wrong_use_exits_with_2() {
 
 #[test]
 fn every_help_has_an_example() {
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 18] = [
         &[],
         &["node", "init"],
         &["node", "join"],
@@ -84,6 +86,10 @@ fn every_help_has_an_example() {
         &["token", "create"],
         &["token", "list"],
         &["token", "revoke"],
+        &["trash", "ls"],
+        &["trash", "restore"],
+        &["trash", "empty"],
+        &["trash", "retention"],
         &["status"],
         &["demo"],
         &["env"],

@@ -44,6 +44,12 @@ pub enum Table {
     Rate = 22,
     /// Inode number, directory → how many names of the inode are there; only for inodes with several names.
     Names = 23,
+    /// Inode number → when and where it was deleted; it is kept, without a name.
+    Trash = 30,
+    /// State time, inode number → nothing: what is in `Trash`, oldest first.
+    TrashOrder = 31,
+    /// Directory → its name. Those that were made before there was this table may have none.
+    DirName = 32,
 }
 
 /// Reading.

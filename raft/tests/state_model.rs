@@ -145,6 +145,33 @@ impl Model {
         Ok(None)
     }
 
+    /// Where a name is, if its directory is somewhere.
+    fn path(&self, dir: u64, name: &str) -> Option<String> {
+        let (mut path, mut at) = (name.to_owned(), dir);
+        while at != 1 {
+            let above = self.find_parent(at);
+            let Body::Dir(names) = &self.things.get(&above)?.body else { return None };
+            path = format!("{}/{path}", names.iter().find(|(_, ino)| **ino == at)?.0);
+            at = above;
+        }
+        Some(path)
+    }
+
+    /// A file comes back as it was, a directory as a new and empty one.
+    fn restore(&mut self, ino: u64, made: u64, parent: u64, name: &str) -> Answer {
+        if self.dir(parent)?.contains_key(name) {
+            return Err(Kind::Exists);
+        }
+        let mut thing = self.things[&ino].clone();
+        (thing.links, thing.home) = (1, parent);
+        if !self.is_dir(ino) {
+            assert!(made == ino && self.orphans.remove(&ino));
+        }
+        self.dir(parent)?.insert(name.into(), made);
+        self.things.insert(made, thing);
+        Ok(Some(made))
+    }
+
     fn rename(&mut self, from: (u64, &str), to: (u64, &str), mode: RenameMode) -> Answer {
         self.dir(from.0)?;
         self.dir(to.0)?;
@@ -286,6 +313,8 @@ struct Run {
     /// Chunks in the namespace, by what was announced.
     announced: BTreeMap<ChunkId, ChunkRef>,
     freed: BTreeSet<ChunkId>,
+    /// Whether what is deleted is kept.
+    trash: bool,
     versions: HashMap<u64, (u64, Vec<u8>)>,
 }
 
@@ -343,8 +372,23 @@ impl Run {
         let (other, new_name) = (self.place(), self.name());
         let ino = self.any_inode();
         let (dir, id) = (InodeId(parent), InodeId(ino));
-        let kind = self.dice.below(26);
+        let kind = self.dice.below(if self.trash { 32 } else { 26 });
+        let kept = self.world.view().trash(None, 1_000).unwrap();
         let op = match kind {
+            26.. if kept.is_empty() => Op::ExpireTrash,
+            26 => {
+                self.world.now += if self.dice.one_in(2) { 300 * SECOND } else { 0 };
+                Op::ExpireTrash
+            }
+            27 => {
+                self.world.now += if self.dice.one_in(2) { 11 * SECOND } else { 0 };
+                let from = self.dice.below(kept.len() as u64) as usize;
+                Op::EmptyTrash(kept[from..].iter().take(2).map(|t| t.id).collect())
+            }
+            28.. => {
+                let id = kept[self.dice.below(kept.len() as u64) as usize].id;
+                Op::Restore { id, parent: dir, name: name.clone().into_bytes() }
+            }
             0..=3 => create(dir, &name, NewNode::File),
             4..=6 => create(dir, &name, NewNode::Directory),
             7 => create(dir, &name, NewNode::Symlink(b"t".to_vec())),
@@ -380,7 +424,17 @@ impl Run {
                 Op::Reap
             }
         };
+        let deleted = match &op {
+            Op::Unlink { .. } | Op::Rmdir { .. } => self.model.path(parent, &name),
+            Op::Rename { .. } => self.model.path(other, &new_name),
+            _ => None,
+        };
         let outcome = self.world.outcome(self.session, op.clone());
+        for new in self.world.view().trash(None, 1_000).unwrap().iter().filter(|t| !kept.contains(t)) {
+            if kept.iter().all(|old| old.id != new.id) {
+                assert_eq!(Some(String::from_utf8(new.path.clone()).unwrap()), deleted, "{op:?}");
+            }
+        }
         let made = match &outcome.reply {
             Ok(Reply::Entry { attr, .. }) => attr.ino.0,
             _ => 0,
@@ -395,6 +449,7 @@ impl Run {
                 self.model.create(parent, &name, body, made)
             }
             Op::Link { .. } => self.model.link(ino, parent, &name),
+            Op::Restore { id, .. } => self.model.restore(id.ino.0, made, parent, &name),
             Op::Unlink { .. } => self.model.remove(parent, &name, false),
             Op::Rmdir { .. } => self.model.remove(parent, &name, true),
             Op::Rename { mode, .. } => self.model.rename((parent, &name), (other, &new_name), *mode),
@@ -527,6 +582,8 @@ impl Run {
         let listed = view.chunks(ChunkId(0), 10_000).unwrap();
         assert_eq!(listed, self.announced.values().copied().collect::<Vec<_>>());
         let bytes = inline + listed.iter().map(|c| u64::from(c.len)).sum::<u64>();
+        let kept = view.trash(None, 1_000).unwrap().len() as u64;
+        assert_eq!(view.trash_entries().unwrap(), kept);
         let inodes = (self.model.things.len() - self.model.orphans.len()) as u64;
         let totals = Totals { inodes, bytes, chunks: listed.len() as u64 };
         assert_eq!(view.totals().unwrap(), totals);
@@ -535,9 +592,13 @@ impl Run {
 
 #[test]
 fn the_namespace_is_a_tree_of_files_made_of_bytes() {
-    for seed in 1..=40u64 {
+    for seed in 1..=60u64 {
         println!("seed {seed}");
-        let (world, session) = World::new();
+        let trash = seed > 40;
+        let (mut world, session) = World::new();
+        if trash {
+            world.run(session, Op::SetTrash { retention: 600 }).unwrap();
+        }
         let mut run = Run {
             world,
             session,
@@ -545,6 +606,7 @@ fn the_namespace_is_a_tree_of_files_made_of_bytes() {
             dice: Dice(seed << 32),
             announced: BTreeMap::new(),
             freed: BTreeSet::new(),
+            trash,
             versions: HashMap::new(),
         };
         for _ in 0..250 {

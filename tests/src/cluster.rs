@@ -110,7 +110,7 @@ impl Cluster {
     pub fn add_node_at(&mut self, data: Option<PathBuf>, extra: &[&str]) -> usize {
         let mut node = self.new_node(data);
         if self.nodes.is_empty() {
-            node.init();
+            node.init(extra);
         } else {
             let token = self.any_up().token(&[]);
             let joined = node.join(&token, extra);

@@ -161,11 +161,14 @@ impl Node {
     }
 
     /// Makes a cluster of this one node, without starting it.
-    pub fn init(&self) {
+    pub fn init(&self, extra: &[&str]) {
         let listen = self.addr.to_string();
         let (data, mount) = (self.data_arg(), self.mount());
         let mount = mount.to_str().expect("a plain path");
-        self.call_ok(&["node", "init", "--data", &data, "--mount", mount, "--listen", &listen, "--no-run"]);
+        let mut args =
+            vec!["node", "init", "--data", &data, "--mount", mount, "--listen", &listen, "--no-run"];
+        args.extend(extra);
+        self.call_ok(&args);
     }
 
     /// Joins a cluster, without starting.

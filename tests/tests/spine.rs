@@ -243,7 +243,7 @@ fn a_node_runs_as_an_ordinary_user() {
     let mut cluster = Cluster::empty(&lab, "", None);
     let mut node = cluster.new_node(None);
     node.run_as(USER);
-    node.init();
+    node.init(&[]);
     node.start();
     let mount = node.mount();
     let mut script = node.program(Path::new("sh"));

@@ -59,6 +59,14 @@ pub enum Change {
     Acl(InodeId),
     /// An inode has another owner or group, or a directory another sticky bit.
     Owner(InodeId),
+    /// An inode that was in the trash, or that takes the place of one, has a name again, which the kernel of
+    /// no node has asked for. It needs no holder any more.
+    Restored {
+        /// The inode.
+        ino: InodeId,
+        /// The directory of the name.
+        parent: InodeId,
+    },
 }
 
 /// A delta of one applied command.

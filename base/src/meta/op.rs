@@ -1,7 +1,8 @@
 //! Operations, as they are proposed, and their replies.
 
 use super::{
-    Attr, FileKind, Limit, Lock, LockReply, Piece, Rate, SetAttr, Share, Subject, Timestamp, XattrMode,
+    Attr, FileKind, Limit, Lock, LockReply, Piece, Rate, SetAttr, Share, Subject, Timestamp, TrashId,
+    XattrMode,
 };
 use crate::{ChunkId, InodeId, Node, NodeId, NodeState, SessionId};
 use serde::{Deserialize, Serialize};
@@ -290,6 +291,28 @@ pub enum Op {
         dir: InodeId,
         /// The policy.
         share: Option<Share>,
+    },
+    /// Keeps what is deleted from now on for so many seconds; 0 keeps nothing, and what is kept already is due.
+    SetTrash {
+        /// At most [`crate::limits::TRASH_RETENTION_MAX`].
+        retention: u64,
+    },
+    /// Lets go of what has been in the trash for longer than it is to be kept, or is there beyond
+    /// [`crate::limits::TRASH_ENTRIES_MAX`], oldest first, at most [`crate::limits::TRASH_BATCH_MAX`] entries. Answers [`Reply::Count`]; more may be left.
+    ExpireTrash,
+    /// Lets go of these entries of the trash, at most [`crate::limits::TRASH_BATCH_MAX`]; one that is not there
+    /// is left out. Answers [`Reply::Count`] with how many of them, from the first on, were dealt with: not
+    /// all, where much hangs on them.
+    EmptyTrash(Vec<TrashId>),
+    /// Gives what is in the trash a name again. A directory gets a new inode, because kernels remember the old
+    /// one as removed, and is empty; anything else comes back as it is.
+    Restore {
+        /// Which entry.
+        id: TrashId,
+        /// Directory.
+        parent: InodeId,
+        /// Name in it, which must be free.
+        name: Vec<u8>,
     },
 }
 

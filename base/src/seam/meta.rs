@@ -2,7 +2,7 @@
 
 use crate::meta::{
     Applied, Attr, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, Quota, RaftStatus, Rate,
-    Reply, Session, Share, SharedMap, Subject, Token, Totals, Usage,
+    Reply, Session, Share, SharedMap, Subject, Token, Totals, TrashId, Trashed, Usage,
 };
 use crate::seam::Moment;
 use crate::{ChunkId, InodeId, Kind, Result, SessionId};
@@ -136,6 +136,27 @@ pub trait View: Send {
     /// # Errors
     /// Only if the store is damaged.
     fn shares(&self) -> Result<Vec<(InodeId, Share)>>;
+    /// Up to `limit` entries of the trash after this one, oldest first.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn trash(&self, _after: Option<TrashId>, _limit: usize) -> Result<Vec<Trashed>> {
+        Ok(Vec::new())
+    }
+    /// How many entries the trash has.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn trash_entries(&self) -> Result<u64> {
+        Ok(0)
+    }
+    /// For how many seconds what is deleted is kept; 0 for not at all.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    fn trash_retention(&self) -> Result<u64> {
+        Ok(0)
+    }
 }
 
 /// Told of every applied command, in order, on every node, before the command counts as applied here.

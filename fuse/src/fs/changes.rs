@@ -1,6 +1,7 @@
 //! What other nodes change: told to the kernel before this node reports it as applied, so that no one can
 //! have seen the change confirmed and still find the old attributes here.
 
+use super::file::File;
 use super::{Core, RETRY_MAX};
 use crate::ops::Reply;
 use hfcache_base::meta::{Applied, Change, Op};
@@ -201,6 +202,12 @@ impl Core {
                     Change::Acl(ino) => self.attr_changed(*ino, remote, now),
                     Change::Entry { .. } => names |= remote || own_names,
                     Change::Orphaned(ino) => self.orphaned(*ino),
+                    Change::Restored { ino, parent } => {
+                        // The kernel hears of it by no answer, also where this node asked for it.
+                        names = true;
+                        self.restored(*ino, now);
+                        self.attr_changed(*parent, true, now);
+                    }
                     Change::Reaped(ino) => self.table.pages_wrong(*ino),
                     _ => {}
                 }
@@ -245,6 +252,26 @@ impl Core {
         if let Some(file) = self.table.file(ino) {
             file.orphaned.store(true, Ordering::SeqCst);
             self.hold_orphan(ino);
+        }
+    }
+
+    /// What is open here is saved again, and needs no holder.
+    fn restored(&self, ino: InodeId, now: Duration) {
+        if let Some(file) = self.table.file(ino) {
+            file.orphaned.store(false, Ordering::SeqCst);
+            file.held.store(false, Ordering::SeqCst);
+        }
+        self.attr_changed(ino, true, now);
+    }
+
+    /// An open file that was thought nameless has a name, as this node's state says.
+    pub(crate) fn named_again(self: &Arc<Self>, file: &File) {
+        file.orphaned.store(false, Ordering::SeqCst);
+        file.held.store(false, Ordering::SeqCst);
+        if self.meta.read_stale().attr(file.ino).is_ok_and(|now| now.nlink == 0) {
+            // Unlinked again meanwhile, which nobody heard who thought it nameless.
+            file.orphaned.store(true, Ordering::SeqCst);
+            self.hold_orphan(file.ino);
         }
     }
 

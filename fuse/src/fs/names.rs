@@ -76,13 +76,7 @@ impl Core {
                 Answer::Attr(attr) | Answer::Entry { attr, .. } => attr,
                 _ => core.view(|view, _| view.attr(ino)).await?,
             };
-            file.orphaned.store(false, Ordering::SeqCst);
-            file.held.store(false, Ordering::SeqCst);
-            if core.meta.read_stale().attr(ino).is_ok_and(|now| now.nlink == 0) {
-                // Unlinked again meanwhile, which nobody heard who thought it nameless.
-                file.orphaned.store(true, Ordering::SeqCst);
-                core.hold_orphan(ino);
-            }
+            core.named_again(&file);
             Ok(core.entry_after(attr))
         });
     }

@@ -116,6 +116,10 @@ impl Core {
         let Some(file) = attached.file.as_ref() else { return Err(Kind::Internal.into()) };
         if file.orphaned.load(Ordering::SeqCst) && !file.held.swap(true, Ordering::SeqCst) {
             self.meta.commit(Op::Hold { ino: file.ino, hold: true }).await?;
+            if self.meta.read_stale().attr(file.ino).is_ok_and(|now| now.nlink > 0) {
+                // Restored from the trash before there was anyone to tell.
+                self.named_again(file);
+            }
         }
         if flags as i32 & libc::O_TRUNC != 0 {
             let kill_suid = !keeps_set_id(caller);

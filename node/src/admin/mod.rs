@@ -113,6 +113,34 @@ pub enum Request {
     },
     /// All rates.
     RateList,
+    /// What is in the trash? Its entries come before the answer.
+    TrashList {
+        /// Only what was there or below.
+        path: Option<PathBuf>,
+    },
+    /// Give what was deleted its names back.
+    TrashRestore {
+        /// What.
+        path: PathBuf,
+        /// Where to, if not where it was.
+        to: Option<PathBuf>,
+        /// Only say what would happen.
+        dry_run: bool,
+    },
+    /// Delete for good what is in the trash.
+    TrashEmpty {
+        /// Only what was there or below.
+        path: Option<PathBuf>,
+        /// Only what was deleted so long ago.
+        older_seconds: u64,
+        /// Only say what would happen.
+        dry_run: bool,
+    },
+    /// For how long is kept what is deleted?
+    TrashRetention {
+        /// For so many seconds from now on; 0 for not at all.
+        set: Option<u64>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ mod rate;
 mod share;
 mod status;
 mod token;
+mod trash;
 
 use crate::accounts::Database;
 use crate::admin::Request;
@@ -66,6 +67,9 @@ enum Command {
     /// Limit how fast users and groups may go
     #[command(subcommand)]
     Rate(rate::Command),
+    /// List, restore and empty what was deleted
+    #[command(subcommand)]
+    Trash(trash::Command),
     /// Say what directories use, without walking them
     Du(quota::Du),
     /// Say how the cluster is
@@ -150,6 +154,7 @@ impl Cli {
             Command::Share(c) => c.run(),
             Command::Quota(c) => c.run(),
             Command::Rate(c) => c.run(),
+            Command::Trash(c) => c.run(),
             Command::Du(c) => c.run(),
             Command::Status(c) => c.run(),
             Command::Demo(c) => c.run(),

@@ -21,10 +21,14 @@ pub(super) enum Command {
     #[command(after_help = "Prints the line with which other nodes join, then runs in the foreground.\n\n\
         EXAMPLES:\n  \
         hfcache node init --data /var/lib/hfcache --mount /hf\n  \
-        hfcache node init --data /var/lib/hfcache --mount /hf --listen 10.0.0.1:7946 --no-run")]
+        hfcache node init --data /var/lib/hfcache --mount /hf --listen 10.0.0.1:7946 --no-run\n  \
+        hfcache node init --data /var/lib/hfcache --mount /hf --trash 1d")]
     Init {
         #[command(flatten)]
         make: Make,
+        /// For how long the cluster keeps what is deleted: 12h, 7d; or off
+        #[arg(long, value_name = "SPAN", default_value = "off", value_parser = super::trash::retention)]
+        trash: u64,
     },
     /// Join a cluster with a token from `hfcache token create`
     #[command(after_help = "Repeating a join that failed half-way is safe: it is the same node.\n\n\
@@ -180,7 +184,7 @@ impl Make {
 impl Command {
     pub(super) fn run(self) -> Result<u8> {
         match self {
-            Self::Init { make } => init(&make),
+            Self::Init { make, trash } => init(&make, trash),
             Self::Join { token, make, no_storage } => join(&token, &make, !no_storage),
             Self::Run { data, logs, with_parent } => {
                 if with_parent {
@@ -198,9 +202,9 @@ impl Command {
     }
 }
 
-fn init(make: &Make) -> Result<u8> {
+fn init(make: &Make, trash: u64) -> Result<u8> {
     let (data, config) = (make.data()?, make.config(true)?);
-    let made = found::init(&data, &config)?;
+    let made = found::init(&data, &config, trash)?;
     let token = made.token.unwrap_or_default();
     let join =
         format!("hfcache node join {token} --data {} --mount {}", shell(&make.data), shell(&make.mount));

@@ -10,6 +10,7 @@
 
 mod own;
 mod parts;
+mod room;
 mod tree;
 
 pub use tree::Tree;

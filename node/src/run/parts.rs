@@ -1,6 +1,7 @@
 //! The parts of a node, in the order in which they start.
 
 use super::own::Own;
+use super::room::Room;
 use super::tree::Tree;
 use crate::admin::server;
 use crate::config::{Atime, Config};
@@ -155,6 +156,16 @@ impl Parts {
         store.attach(&meta);
         network.serve_joins(Arc::new(Admission { meta: meta.clone(), clock: clock.clone() }));
         announce(&meta, &store, me, &config).await;
+        if let Some(retention) = found::load_first_trash(data)? {
+            meta.commit(Op::SetTrash { retention }).await.context("set for how long the trash is kept")?;
+            std::fs::remove_file(data.first_trash()).context("remove first-trash")?;
+        }
+
+        if config.storage {
+            let (meta, store, clock) = (meta.clone(), store.clone(), clock.clone());
+            let room = Room { meta, store, clock, with_hot: config.disks.is_empty() };
+            self.tasks.spawn(room.watch());
+        }
 
         let chunks: Arc<dyn Chunks> = store.clone();
         self.mount(data, &config, &meta, chunks, &clock, stop).await?;

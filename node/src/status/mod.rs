@@ -159,6 +159,9 @@ pub struct Stored {
     pub bytes: u64,
     /// Chunks.
     pub chunks: u64,
+    /// Entries of the trash: their bytes and chunks are among these.
+    #[serde(default)]
+    pub trash: u64,
     /// Bytes the cluster can hold, net of redundancy.
     pub capacity: u64,
     /// Bytes that can still be written, net of redundancy.
@@ -208,6 +211,8 @@ pub struct Seen {
     pub health: BTreeMap<NodeId, Health>,
     /// Sums.
     pub totals: Totals,
+    /// Entries of the trash.
+    pub trash: u64,
     /// Disks.
     pub space: Space,
     /// Schemes.
@@ -311,10 +316,14 @@ async fn gather_once(sources: &Arc<Sources>) -> Result<Status> {
     let raft = sources.meta.status();
     let here = sources.clone();
     let (for_map, applied) = (map.clone(), raft.applied);
-    let counted = tokio::task::spawn_blocking(move || -> Result<(Totals, Schemes)> {
-        Ok((here.meta.read_stale().totals()?, here.schemes(applied, &for_map)?))
+    let counted = tokio::task::spawn_blocking(move || -> Result<(Totals, u64, Schemes)> {
+        let (totals, trash) = {
+            let view = here.meta.read_stale();
+            (view.totals()?, view.trash_entries()?)
+        };
+        Ok((totals, trash, here.schemes(applied, &for_map)?))
     });
-    let (totals, schemes) = counted.await.map_err(|e| {
+    let (totals, trash, schemes) = counted.await.map_err(|e| {
         hfcache_base::Error::new(hfcache_base::Kind::Internal, "count chunks").with_source(e)
     })??;
     let health = map.nodes.keys().map(|n| (*n, sources.net.health(*n))).collect();
@@ -327,6 +336,7 @@ async fn gather_once(sources: &Arc<Sources>) -> Result<Status> {
         facts: all,
         health,
         totals,
+        trash,
         space: (sources.space)(),
         schemes,
     }))
@@ -391,6 +401,7 @@ pub fn assess(seen: Seen) -> Status {
             inodes: seen.totals.inodes,
             bytes: seen.totals.bytes,
             chunks: seen.totals.chunks,
+            trash: seen.trash,
             capacity: seen.space.total,
             free: seen.space.free,
         },

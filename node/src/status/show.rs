@@ -102,6 +102,9 @@ impl fmt::Display for Status {
             bytes(t.free),
             bytes(t.capacity)
         )?;
+        if t.trash > 0 {
+            writeln!(f, "trash       {} entries, stored as well; see `hfcache trash ls`", t.trash)?;
+        }
         write!(
             f,
             "mount       {} ({})",

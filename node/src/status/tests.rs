@@ -45,6 +45,7 @@ fn seen(storage: u64, mount_only: u64) -> Seen {
         facts,
         health,
         totals: Totals { bytes: 1_800, ..Totals::default() },
+        trash: 0,
         space: Space::default(),
         schemes: Schemes::default(),
     }

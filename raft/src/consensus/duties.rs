@@ -1,5 +1,5 @@
-//! What a leader does for the cluster besides answering: membership, silent sessions, orphans, and more
-//! copies for chunks that were written when the cluster was small.
+//! What a leader does for the cluster besides answering: membership, silent sessions, orphans, the trash, and
+//! more copies for chunks that were written when the cluster was small.
 
 use crate::consensus::leader::Leader;
 use crate::consensus::membership::{Group, Step, plan};
@@ -23,6 +23,9 @@ use std::time::Duration;
 const EVERY: Duration = Duration::from_millis(500);
 /// Rounds between looks for orphans.
 const REAP_ROUNDS: u64 = 6;
+/// Commands that empty the trash in one round: it is emptied for hours, if need be, rather than in the way of
+/// everybody.
+const EXPIRE_COMMANDS: usize = 4;
 /// Entries a node may be behind and still count as caught up.
 const CAUGHT_UP: u64 = 1_000;
 /// Chunks looked at in one round for more copies.
@@ -115,6 +118,7 @@ impl Duties {
             if round.is_multiple_of(REAP_ROUNDS) {
                 log_failure("free nameless inodes", self.reap().await);
             }
+            log_failure("empty the trash", self.expire_trash().await);
             log_failure("add copies", self.raise_parity(&mut raising).await);
         }
     }
@@ -211,6 +215,16 @@ impl Duties {
     async fn reap(&self) -> Result<()> {
         if self.view()?.has_orphans()? {
             self.proposer.commit_for_cluster(Op::Reap).await?;
+        }
+        Ok(())
+    }
+
+    async fn expire_trash(&self) -> Result<()> {
+        for _ in 0..EXPIRE_COMMANDS {
+            if !self.view()?.trash_is_due(self.clock.wall())? {
+                break;
+            }
+            self.proposer.commit_for_cluster(Op::ExpireTrash).await?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use hfcache_base::limits::CALL_DEADLINE;
 use hfcache_base::meta::{
     Applied, Attr, Change, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, Quota, RaftStatus,
-    Rate, Reply, Session, Share, SharedMap, Subject, Token, Totals, Usage,
+    Rate, Reply, Session, Share, SharedMap, Subject, Token, Totals, TrashId, Trashed, Usage,
 };
 use hfcache_base::seam::{ChangeSink, Meta, Moment, View};
 use hfcache_base::{ChunkId, Error, InodeId, Kind, Result, SessionId};
@@ -196,6 +196,21 @@ impl<R: kv::Read + Send> View for Watched<'_, R> {
     fn shares(&self) -> Result<Vec<(InodeId, Share)>> {
         self.look_at_all();
         self.view.shares()
+    }
+
+    fn trash(&self, after: Option<TrashId>, limit: usize) -> Result<Vec<Trashed>> {
+        self.look_at_all();
+        self.view.trash(after, limit)
+    }
+
+    fn trash_entries(&self) -> Result<u64> {
+        self.look_at_all();
+        self.view.trash_entries()
+    }
+
+    fn trash_retention(&self) -> Result<u64> {
+        self.look_at_all();
+        self.view.trash_retention()
     }
 }
 

@@ -42,6 +42,7 @@ impl Thing {
             | Change::Owner(ino)
             | Change::Orphaned(ino)
             | Change::Reaped(ino)
+            | Change::Restored { ino, .. }
             | Change::Acl(ino) => Some(Self::Inode(*ino)),
             // Nothing of these is told to applications as a state that they might compare.
             Change::ChunkAdded(_)

@@ -1,7 +1,7 @@
 //! Keys: numbers big endian, so that byte order is number order. Part of the on-disk format.
 
 use hfcache_base::limits::NAME_MAX;
-use hfcache_base::meta::Subject;
+use hfcache_base::meta::{Subject, Timestamp, TrashId};
 use hfcache_base::{ChunkId, InodeId, Kind, NodeId, SessionId, placement};
 
 /// Counters, state time and totals.
@@ -10,6 +10,12 @@ pub(crate) const COUNTERS: &[u8] = b"counters";
 pub(crate) const MAP: &[u8] = b"map";
 /// Which directories are shared trees.
 pub(crate) const SHARES: &[u8] = b"shares";
+
+/// For how long what is deleted is kept.
+pub(crate) const TRASH: &[u8] = b"trash";
+
+/// How many entries the trash has.
+pub(crate) const TRASH_ENTRIES: &[u8] = b"trash-entries";
 
 /// What a session has at an inode.
 #[derive(Clone, Copy)]
@@ -89,6 +95,19 @@ pub(crate) fn names(ino: InodeId, dir: InodeId) -> [u8; 16] {
 /// The directory in such a key.
 pub(crate) fn names_dir(key: &[u8]) -> Option<InodeId> {
     Some(InodeId(u64::from_be_bytes(key.get(8..16)?.try_into().ok()?)))
+}
+
+/// An entry of the trash in the order of deletion. The state's time is never negative here: it is that of the
+/// newest command, and an entry before 1970 would only be due too late.
+pub(crate) fn trash_order(id: TrashId) -> [u8; 16] {
+    pair(id.at.0.max(0).cast_unsigned(), id.ino.0)
+}
+
+/// The entry in such a key.
+pub(crate) fn trash_id(key: &[u8]) -> Option<TrashId> {
+    let at = i64::try_from(first_number(key)?).ok()?;
+    let ino = u64::from_be_bytes(key.get(8..16)?.try_into().ok()?);
+    (key.len() == 16).then_some(TrashId { at: Timestamp(at), ino: InodeId(ino) })
 }
 
 /// The inode of an item's key, and what is there.

@@ -3,7 +3,7 @@
 //! ```text
 //! namespace  names: create, link, unlink, rmdir, rename           nameless  … and none
 //! file       attributes, content, chunks          xattr    extended attributes, access lists
-//! share      what a shared tree makes of modes
+//! share      what a shared tree makes of modes      trash    what was deleted and is kept
 //! session    sessions, holds, reaping        cluster  members, tokens, the map
 //! lock       the lock rules, without a store locking  … and with one
 //! usage      who uses how much, quotas       view     what readers see
@@ -24,6 +24,7 @@ mod namespace;
 mod record;
 mod session;
 mod share;
+mod trash;
 mod usage;
 mod view;
 mod xattr;
@@ -163,6 +164,8 @@ fn without_session(op: &Op) -> bool {
             | Op::RevokeToken(_)
             | Op::RaiseParity { .. }
             | Op::Reap
+            | Op::ExpireTrash
+            | Op::EmptyTrash(_)
     )
 }
 
@@ -199,6 +202,10 @@ fn name(op: &Op) -> &'static str {
         Op::CreateNameless { .. } => "create nameless",
         Op::Touch(_) => "touch",
         Op::SetShare { .. } => "set share",
+        Op::SetTrash { .. } => "set trash",
+        Op::ExpireTrash => "expire trash",
+        Op::EmptyTrash(_) => "empty trash",
+        Op::Restore { .. } => "restore",
     }
 }
 
@@ -269,6 +276,10 @@ impl Machine<'_> {
             }
             Op::Touch(reads) => self.touch(reads),
             Op::SetShare { dir, share } => self.set_share(*dir, *share),
+            Op::SetTrash { retention } => self.set_trash(*retention),
+            Op::ExpireTrash => self.expire_trash(),
+            Op::EmptyTrash(ids) => self.empty_trash(ids),
+            Op::Restore { id, parent, name } => self.restore(*id, *parent, name),
         }
     }
 }

@@ -50,8 +50,13 @@ impl Machine<'_> {
         self.get(Table::Dentry, &key::dentry(parent, name))
     }
 
-    fn put_name(&mut self, parent: InodeId, name: &[u8], ino: InodeId) -> Result<()> {
+    pub fn put_name(&mut self, parent: InodeId, name: &[u8], ino: InodeId) -> Result<()> {
         self.put(Table::Dentry, &key::dentry(parent, name), &ino)
+    }
+
+    /// A directory has this name now.
+    pub fn name_directory(&mut self, dir: InodeId, name: &[u8]) -> Result<()> {
+        self.put(Table::DirName, &key::inode(dir), &name)
     }
 
     /// Reads, changes and writes an inode, and says so.
@@ -77,7 +82,7 @@ impl Machine<'_> {
     }
 
     /// Counts entries and subdirectories of a directory whose names changed.
-    fn edit_directory(&mut self, ino: InodeId, entries: i64, subdirectories: i32) -> Result<()> {
+    pub fn edit_directory(&mut self, ino: InodeId, entries: i64, subdirectories: i32) -> Result<()> {
         let (now, version) = (self.now(), self.next_version());
         self.edit(ino, |dir| {
             dir.attr.size = dir.attr.size.saturating_add_signed(entries);
@@ -137,6 +142,9 @@ impl Machine<'_> {
         }
         self.put_inode(&inode)?;
         self.put_name(ask.parent, ask.name, ino)?;
+        if is_dir {
+            self.name_directory(ino, ask.name)?;
+        }
         self.changed(Change::Entry { parent: ask.parent, name: ask.name.to_vec() });
         self.edit_directory(ask.parent, 1, i32::from(is_dir))?;
         Ok(Reply::Entry { attr: inode.attr, created: true })
@@ -181,7 +189,7 @@ impl Machine<'_> {
             return Err(Kind::IsDirectory.into());
         }
         self.drop_name(parent, name)?;
-        self.drop_link(parent, ino, hold)?;
+        self.drop_link(parent, name, ino, hold)?;
         self.edit_directory(parent, -1, 0)?;
         Ok(Reply::Done)
     }
@@ -198,7 +206,7 @@ impl Machine<'_> {
             return Err(Kind::NotEmpty.into());
         }
         self.drop_name(parent, name)?;
-        self.drop_link(parent, ino, false)?;
+        self.drop_link(parent, name, ino, false)?;
         self.edit_directory(parent, -1, -1)?;
         Ok(Reply::Done)
     }
@@ -210,8 +218,8 @@ impl Machine<'_> {
     }
 
     /// Takes one name in `dir` from an inode, or from a directory its only one. The last one makes it an
-    /// orphan.
-    fn drop_link(&mut self, dir: InodeId, ino: InodeId, hold: bool) -> Result<()> {
+    /// orphan, and may put it into the trash.
+    fn drop_link(&mut self, dir: InodeId, name: &[u8], ino: InodeId, hold: bool) -> Result<()> {
         let mut now = self.known_inode(ino)?;
         self.remove_name(&mut now, dir)?;
         let left = if now.is_directory() { 0 } else { now.attr.nlink.saturating_sub(1) };
@@ -230,7 +238,10 @@ impl Machine<'_> {
         let orphan = Orphan { since: self.now(), holders };
         self.put(Table::Orphan, &key::inode(ino), &orphan)?;
         self.changed(Change::Orphaned(ino));
-        Ok(())
+        if now.is_directory() {
+            self.delete(Table::DirName, &key::inode(ino))?;
+        }
+        self.keep(dir, name, ino)
     }
 
     pub fn rename(&mut self, ask: &Rename<'_>) -> Step {
@@ -286,7 +297,10 @@ impl Machine<'_> {
         self.put_name(new_parent, new_name, ino)?;
         self.changed(Change::Entry { parent: new_parent, name: new_name.to_vec() });
         if let Some(target) = target {
-            self.drop_link(new_parent, target, ask.hold)?;
+            self.drop_link(new_parent, new_name, target, ask.hold)?;
+        }
+        if is_dir {
+            self.name_directory(ino, new_name)?;
         }
         self.edit_home(ino, parent, new_parent, ask.uid)?;
         let (dirs, fresh) = (i32::from(is_dir), target.is_none());
@@ -303,6 +317,11 @@ impl Machine<'_> {
         let ((parent, name), (new_parent, new_name)) = (ask.from, ask.to);
         self.put_name(parent, name, other.0)?;
         self.put_name(new_parent, new_name, one.0)?;
+        for ((ino, is_dir), name) in [(other, name), (one, new_name)] {
+            if is_dir {
+                self.name_directory(ino, name)?;
+            }
+        }
         self.changed(Change::Entry { parent, name: name.to_vec() });
         self.changed(Change::Entry { parent: new_parent, name: new_name.to_vec() });
         self.edit_home(one.0, parent, new_parent, ask.uid)?;

@@ -101,6 +101,14 @@ pub(crate) struct Orphan {
     pub holders: Vec<SessionId>,
 }
 
+/// Where an inode in the trash had its last name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TrashRecord {
+    pub at: Timestamp,
+    /// From the root, without a slash at either end.
+    pub path: Vec<u8>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SessionRecord {
     pub node: NodeId,
@@ -180,6 +188,36 @@ pub(crate) fn batch_of<R: Read + ?Sized>(store: &R, id: ChunkId) -> Result<Optio
 
 pub(crate) fn map<R: Read + ?Sized>(store: &R) -> Result<ClusterMap> {
     Ok(get(store, Table::Single, key::MAP)?.unwrap_or_default())
+}
+
+/// The path of a directory that has a name, from the root, without a slash at either end.
+pub(crate) fn path<R: Read + ?Sized>(store: &R, dir: InodeId) -> Result<Vec<u8>> {
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    let mut at = dir;
+    while at != InodeId::ROOT {
+        let inode: Inode = get(store, Table::Inode, &key::inode(at))?
+            .ok_or_else(|| damaged("a directory that is not there"))?;
+        names.push(name_of(store, at, inode.home)?);
+        at = inode.home;
+    }
+    names.reverse();
+    Ok(names.join(&b'/'))
+}
+
+/// The name of a directory. One from before there were such records is found by a look at all its siblings.
+fn name_of<R: Read + ?Sized>(store: &R, dir: InodeId, parent: InodeId) -> Result<Vec<u8>> {
+    if let Some(name) = get(store, Table::DirName, &key::inode(dir))? {
+        return Ok(name);
+    }
+    let wanted = wire::encode(&dir);
+    let mut name = None;
+    scan_prefix(store, Table::Dentry, &key::inode(parent), &mut |key, value| {
+        if value == wanted {
+            name = key::dentry_parts(key).map(|(_, name)| name.to_vec());
+        }
+        name.is_none()
+    })?;
+    name.ok_or_else(|| damaged("a directory without its name"))
 }
 
 pub(crate) fn damaged(what: &'static str) -> Error {

@@ -165,13 +165,16 @@ impl Machine<'_> {
         if !self.has(Table::Inode, &key::inode(ino))? {
             return Err(Kind::Stale.into());
         }
-        // An inode that has a name needs no holder.
-        if let Some(mut orphan) = self.orphan(ino)?
-            && !orphan.holders.contains(&self.session)
-        {
-            orphan.holders.push(self.session);
-            self.put(Table::Orphan, &key::inode(ino), &orphan)?;
-            self.set_item(self.session, ino, Item::Hold, true)?;
+        match self.orphan(ino)? {
+            Some(orphan) if orphan.holders.contains(&self.session) => {}
+            Some(mut orphan) => {
+                orphan.holders.push(self.session);
+                self.put(Table::Orphan, &key::inode(ino), &orphan)?;
+                self.set_item(self.session, ino, Item::Hold, true)?;
+            }
+            None if self.is_in_trash(ino)? => self.hold_trashed(ino)?,
+            // An inode that has a name needs no holder.
+            None => {}
         }
         Ok(Reply::Done)
     }
@@ -205,11 +208,16 @@ impl Machine<'_> {
         for (ino, orphan) in due {
             orphan?;
             let ino = InodeId(ino.ok_or_else(|| super::record::damaged("key of an orphan"))?);
+            if self.is_in_trash(ino)? {
+                // It may have a name again one day: who has its locks keeps them.
+                self.delete(Table::Orphan, &key::inode(ino))?;
+                continue;
+            }
             if !self.forget_locks(ino)? {
                 continue;
             }
-            let inode = self.known_inode(ino)?;
             self.delete(Table::Orphan, &key::inode(ino))?;
+            let inode = self.known_inode(ino)?;
             self.free(inode)?;
             reaped += 1;
         }

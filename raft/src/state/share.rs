@@ -76,6 +76,18 @@ impl Machine<'_> {
         Ok(Reply::Attr(self.known_inode(dir)?.attr))
     }
 
+    /// A directory takes the place of one that is about to be gone, as far as there may be one more.
+    pub fn pass_share(&mut self, from: InodeId, to: InodeId) -> Result<()> {
+        let mut shares = self.shares()?;
+        if let Some(share) = shares.get(&from).copied()
+            && shares.len() < SHARES_MAX
+        {
+            shares.insert(to, share);
+            self.put(Table::Single, key::SHARES, &shares)?;
+        }
+        Ok(())
+    }
+
     /// A directory is gone for ever.
     pub fn forget_share(&mut self, dir: InodeId) -> Result<()> {
         let mut shares = self.shares()?;

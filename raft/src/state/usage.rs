@@ -168,6 +168,9 @@ fn can_grow(op: &Op) -> bool {
             | Op::Touch(_)
             | Op::SetQuota { .. }
             | Op::SetRate { .. }
+            | Op::SetTrash { .. }
+            | Op::ExpireTrash
+            | Op::EmptyTrash(_)
     )
 }
 

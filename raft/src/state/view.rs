@@ -3,13 +3,14 @@
 use super::key;
 use super::lock::LockRecord;
 use super::record::{
-    self, Body, ChunkRecord, Counters, ExtentRecord, Inode, SessionRecord, damaged, decode, get,
+    self, Body, ChunkRecord, Counters, ExtentRecord, Inode, SessionRecord, TrashRecord, damaged, decode, get,
 };
 use super::share::Shares;
 use crate::kv::{Read, Table};
+use hfcache_base::limits::TRASH_ENTRIES_MAX;
 use hfcache_base::meta::{
     Attr, ChunkRef, Content, DirEntry, Extent, FileKind, Limit, Quota, Rate, Session, Share, Subject,
-    Timestamp, Token, Totals, Usage,
+    Timestamp, Token, Totals, TrashId, Trashed, Usage,
 };
 use hfcache_base::seam::View;
 use hfcache_base::{ChunkId, ClusterMap, InodeId, Kind, NodeId, Result, SessionId};
@@ -60,6 +61,25 @@ impl<R: Read> StateView<R> {
         let mut any = false;
         self.store.scan(Table::Orphan, Unbounded, Unbounded, &mut |_, _| {
             any = true;
+            false
+        })?;
+        Ok(any)
+    }
+
+    /// Whether the oldest entry of the trash is due by this time, or there are too many.
+    ///
+    /// # Errors
+    /// Only if the store is damaged.
+    pub fn trash_is_due(&self, now: Timestamp) -> Result<bool> {
+        let retention: Option<u64> = get(&self.store, Table::Single, key::TRASH)?;
+        let due = super::trash::due(retention.unwrap_or_default(), now);
+        let entries: Option<u64> = get(&self.store, Table::Single, key::TRASH_ENTRIES)?;
+        if entries.unwrap_or_default() > TRASH_ENTRIES_MAX {
+            return Ok(true);
+        }
+        let mut any = false;
+        self.store.scan(Table::TrashOrder, Unbounded, Unbounded, &mut |at, _| {
+            any = key::trash_id(at).is_none_or(|id| id.at <= due);
             false
         })?;
         Ok(any)
@@ -293,25 +313,10 @@ impl<R: Read + Send> View for StateView<R> {
     }
 
     fn path(&self, dir: InodeId) -> Result<Vec<u8>> {
-        let mut names: Vec<Vec<u8>> = Vec::new();
-        let mut at = self.directory(dir)?;
-        while at.attr.ino != InodeId::ROOT {
-            if at.attr.nlink == 0 {
-                return Err(Kind::NotFound.into());
-            }
-            let wanted = hfcache_base::wire::encode(&at.attr.ino);
-            let mut name = None;
-            record::scan_prefix(&self.store, Table::Dentry, &key::inode(at.home), &mut |key, value| {
-                if value == wanted {
-                    name = key::dentry_parts(key).map(|(_, name)| name.to_vec());
-                }
-                name.is_none()
-            })?;
-            names.push(name.ok_or_else(|| damaged("a directory without its name"))?);
-            at = self.inode(at.home)?;
+        if self.directory(dir)?.attr.nlink == 0 {
+            return Err(Kind::NotFound.into());
         }
-        names.reverse();
-        Ok(names.join(&b'/'))
+        record::path(&self.store, dir)
     }
 
     fn xattr(&self, ino: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -335,5 +340,36 @@ impl<R: Read + Send> View for StateView<R> {
     fn shares(&self) -> Result<Vec<(InodeId, Share)>> {
         let shares: Shares = get(&self.store, Table::Single, key::SHARES)?.unwrap_or_default();
         Ok(shares.into_iter().collect())
+    }
+
+    fn trash(&self, after: Option<TrashId>, limit: usize) -> Result<Vec<Trashed>> {
+        let from = after.map(key::trash_order);
+        let from = from.as_ref().map_or(Unbounded, |at| Excluded(at.as_slice()));
+        let mut found = Vec::new();
+        self.store.scan(Table::TrashOrder, from, Unbounded, &mut |at, _| {
+            if found.len() >= limit {
+                return false;
+            }
+            found.push(key::trash_id(at));
+            true
+        })?;
+        found
+            .into_iter()
+            .map(|id| {
+                let id = id.ok_or_else(|| damaged("key of the trash"))?;
+                let row: Option<TrashRecord> = get(&self.store, Table::Trash, &key::inode(id.ino))?;
+                let path = row.ok_or_else(|| damaged("trash that does not add up"))?.path;
+                let attr = self.inode(id.ino).map_err(|_| damaged("trash without its inode"))?.attr;
+                Ok(Trashed { id, path, attr })
+            })
+            .collect()
+    }
+
+    fn trash_entries(&self) -> Result<u64> {
+        Ok(get(&self.store, Table::Single, key::TRASH_ENTRIES)?.unwrap_or_default())
+    }
+
+    fn trash_retention(&self) -> Result<u64> {
+        Ok(get(&self.store, Table::Single, key::TRASH)?.unwrap_or_default())
     }
 }
