@@ -2,7 +2,6 @@
 
 use crate::admin::{QUORUM_DEADLINE, Request, server::Handler};
 use crate::data::DataDir;
-use crate::found::{earlier, later};
 use crate::leave;
 use crate::place::Place;
 use crate::rate;
@@ -10,7 +9,7 @@ use crate::run::Tree;
 use crate::share::{self, Existing};
 use crate::status::{self, Sources};
 use crate::stop::Stop;
-use crate::time;
+use crate::time::{self, earlier, later};
 use crate::trash;
 use crate::usage;
 use async_trait::async_trait;

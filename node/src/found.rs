@@ -4,13 +4,15 @@
 use crate::config::Config;
 use crate::data::DataDir;
 use crate::preflight;
+use crate::time::later;
 use crate::world::RealClock;
 use anyhow::{Context, Result, bail};
-use hfcache_base::meta::{Timestamp, Token};
+use hfcache_base::meta::Token;
 use hfcache_base::seam::Clock;
 use hfcache_base::{Kind, NodeId};
 use hfcache_net::{Identity, JoinRequest, JoinToken, NodeKey, request_join};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 /// How long the token is good for that `init` prints.
@@ -128,16 +130,6 @@ fn explain(token: &JoinToken, e: hfcache_base::Error) -> anyhow::Error {
     anyhow::anyhow!("{e}{hint}")
 }
 
-/// This much later.
-pub fn later(t: Timestamp, d: Duration) -> Timestamp {
-    Timestamp(t.0.saturating_add(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)))
-}
-
-/// This much earlier.
-pub fn earlier(t: Timestamp, d: Duration) -> Timestamp {
-    Timestamp(t.0.saturating_sub(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)))
-}
-
 /// Where the members were when this node joined: whom to ask before there is a map.
 fn save_members(data: &DataDir, members: &[(NodeId, SocketAddr)]) -> Result<()> {
     data.write_atomic(&data.members(), &serde_json::to_vec(members)?, 0o644)
@@ -163,17 +155,21 @@ pub fn load_members(data: &DataDir) -> Result<Vec<(NodeId, SocketAddr)>> {
     })
 }
 
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
+    }
+}
+
 /// The token that `init` made, until the cluster knows it.
 ///
 /// # Errors
 /// Whatever the disk says.
 pub fn load_first_token(data: &DataDir) -> Result<Option<Token>> {
     let path = data.first_token();
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
-    };
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
     match serde_json::from_slice(&text) {
         Ok(token) => Ok(Some(token)),
         // Nothing is lost: any number of tokens can be made.
@@ -190,12 +186,8 @@ pub fn load_first_token(data: &DataDir) -> Result<Option<Token>> {
 /// Whatever the disk says; a damaged file.
 pub fn load_first_trash(data: &DataDir) -> Result<Option<u64>> {
     let path = data.first_trash();
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
-    };
-    let seconds = text.trim().parse();
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    let seconds = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
     seconds.map(Some).with_context(|| {
         format!("{} is damaged; remove it and say `hfcache trash retention` again", path.display())
     })

@@ -38,6 +38,16 @@ pub fn span(seconds: u64) -> String {
     }
 }
 
+/// This much later.
+pub fn later(t: Timestamp, d: Duration) -> Timestamp {
+    Timestamp(t.0.saturating_add(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)))
+}
+
+/// This much earlier.
+pub fn earlier(t: Timestamp, d: Duration) -> Timestamp {
+    Timestamp(t.0.saturating_sub(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)))
+}
+
 /// `2026-11-21T03:59:13Z`, by Howard Hinnant's civil-from-days.
 pub fn utc(t: Timestamp) -> String {
     let seconds = t.0.div_euclid(1_000_000_000);

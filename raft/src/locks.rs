@@ -221,11 +221,10 @@ impl LocalLocks {
     pub fn lock_held(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool {
         let table = self.0.table.lock();
         let Some(session) = table.session else { return false };
-        let early = Lock { kind, owner, exclusive: true, start: 0, end: u64::MAX, pid: 0 };
-        if table.transit.is_early(ino, &early) {
-            return true;
-        }
-        if table.asks(ino, kind, owner) || table.undoing.values().any(|u| *u == (ino, kind, owner)) {
+        if table.transit.is_early(ino, kind, owner)
+            || table.asks(ino, kind, owner)
+            || table.undoing.values().any(|u| *u == (ino, kind, owner))
+        {
             return true;
         }
         match table.entries.get(&ino) {

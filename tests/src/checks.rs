@@ -5,6 +5,9 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+/// A check of something, and its name.
+pub type Check<W> = (&'static str, fn(&W));
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Checks {
@@ -32,6 +35,13 @@ impl Checks {
                 println!("  FAILED  {name}: {}", message(&*panic));
                 self.failed.push(format!("{name}: {}", message(&*panic)));
             }
+        }
+    }
+
+    /// Runs each of a list on one thing.
+    pub fn run_each<W>(&mut self, world: &W, checks: &[Check<W>]) {
+        for (name, check) in checks {
+            self.run(name, || check(world));
         }
     }
 

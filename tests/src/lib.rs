@@ -27,7 +27,7 @@ pub mod wait;
 pub mod xattr;
 
 pub use agent::Agent;
-pub use checks::Checks;
+pub use checks::{Check, Checks};
 pub use cluster::Cluster;
 pub use lab::Lab;
 pub use node::Node;

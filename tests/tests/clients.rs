@@ -3,7 +3,7 @@
 
 use hfcache_tests::hf::{self, Client, Files, Hub, Pins};
 use hfcache_tests::pattern::Pattern;
-use hfcache_tests::{Checks, Cluster, measure, mounts};
+use hfcache_tests::{Check, Checks, Cluster, measure, mounts};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,13 +15,9 @@ const IMAGES: u64 = 2_000;
 const WORKERS: u64 = 16;
 const EPOCHS: u64 = 2;
 
-type Check<W> = (&'static str, fn(&W));
-
 fn run<W>(world: &W, checks: &[Check<W>]) {
     let mut results = Checks::default();
-    for (name, body) in checks {
-        results.run(name, || body(world));
-    }
+    results.run_each(world, checks);
     results.finish();
 }
 

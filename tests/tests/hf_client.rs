@@ -94,7 +94,7 @@ impl World {
     }
 }
 
-type Check = (&'static str, fn(&World));
+type Check = hfcache_tests::Check<World>;
 
 /// Those that are quick.
 const CHECKS: &[Check] = &[
@@ -117,9 +117,7 @@ const MORE: &[Check] = &[
 
 fn run(world: &World, checks: &[Check]) {
     let mut results = Checks::default();
-    for (name, body) in checks {
-        results.run(name, || body(world));
-    }
+    results.run_each(world, checks);
     results.finish();
 }
 

@@ -48,7 +48,7 @@ fn shell(uid: u32, gid: u32, dir: &Path, script: &str) -> Command {
 }
 
 /// A check by its name.
-type Check = (&'static str, fn(&World));
+type Check = hfcache_tests::Check<World>;
 
 /// Runs a script as a user; answers how long that took.
 #[track_caller]
@@ -160,8 +160,6 @@ fn rates_hold_on_every_node() {
         ("groups_share_one_limit", groups_share_one_limit),
         ("who_waits_can_be_killed", who_waits_can_be_killed),
     ];
-    for (name, check) in all {
-        checks.run(name, || check(&world));
-    }
+    checks.run_each(&world, &all);
     checks.finish();
 }

@@ -31,7 +31,7 @@ impl Three {
     }
 }
 
-type Check = (&'static str, fn(&Three));
+type Check = hfcache_tests::Check<Three>;
 
 const CHECKS: &[Check] = &[
     ("transactions_of_three_nodes_all_count", transactions_of_three_nodes_all_count),
@@ -40,9 +40,7 @@ const CHECKS: &[Check] = &[
 
 fn run(three: &Three) {
     let mut checks = Checks::default();
-    for (name, body) in CHECKS {
-        checks.run(name, || body(three));
-    }
+    checks.run_each(three, CHECKS);
     checks.finish();
 }
 

@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(30);
 const NODES: usize = 3;
 
 /// A check by its name.
-type Check = (&'static str, fn(&World));
+type Check = hfcache_tests::Check<World>;
 
 struct World {
     cluster: Cluster,
@@ -321,9 +321,7 @@ fn what_was_deleted_comes_back_or_goes() {
         ("emptied_by_hand", emptied_by_hand),
         ("old_ones_go_by_themselves", old_ones_go_by_themselves),
     ];
-    for (name, check) in all {
-        checks.run(name, || check(&w));
-    }
+    checks.run_each(&w, &all);
     checks.finish();
 }
 

@@ -1,7 +1,7 @@
 //! Makes room where a disk of this node runs short: the oldest of what is in the trash goes before its time, so
 //! that nobody is told that the disks are full while they hold what was deleted.
 
-use crate::found::earlier;
+use crate::time::earlier;
 use crate::trash::let_go;
 use hfcache_base::limits::{CHUNK_TARGET, GIB, MIB, ORPHAN_GRACE};
 use hfcache_base::meta::TrashId;

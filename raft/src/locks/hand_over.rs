@@ -57,9 +57,9 @@ pub(crate) struct Transit {
 }
 
 impl Transit {
-    /// Whether somebody of this node holds a lock early.
-    pub fn is_early(&self, ino: InodeId, lock: &Lock) -> bool {
-        self.early.get(&ino).is_some_and(|held| owner(ino, held) == owner(ino, lock))
+    /// Whether this owner holds a lock early.
+    pub fn is_early(&self, ino: InodeId, kind: LockKind, owner: u64) -> bool {
+        self.early.get(&ino).is_some_and(|held| (held.kind, held.owner) == (kind, owner))
     }
 
     /// Whether some lock of the inode is held early.
@@ -193,7 +193,7 @@ impl Inner {
             changed.as_mut().enable();
             {
                 let mut table = self.table.lock();
-                if !table.transit.is_early(ino, &lock) {
+                if !table.transit.is_early(ino, lock.kind, lock.owner) {
                     let number = table.number();
                     table.transit.leaving.insert(number, owner(ino, &lock));
                     break number;

@@ -22,7 +22,7 @@ impl Inner {
         let mut result = self.decide(ino, lock, wait, &mut answer).await;
         loop {
             // Of a lock that is held early the others will hear: until then they see its former holder.
-            if result.is_ok() && self.table.lock().transit.is_early(ino, &lock) {
+            if result.is_ok() && self.table.lock().transit.is_early(ino, lock.kind, lock.owner) {
                 break;
             }
             let settled = tokio::select! {
@@ -269,7 +269,7 @@ impl Inner {
         let busy = table.entries.contains_key(&ino)
             || table.is_undoing(ino, &lock)
             || table.asks(ino, lock.kind, lock.owner)
-            || table.transit.is_early(ino, &lock);
+            || table.transit.is_early(ino, lock.kind, lock.owner);
         if busy {
             return None;
         }
@@ -297,7 +297,7 @@ impl Inner {
                 let done = table.unlock(ino, lock);
                 let busy = table.entries.contains_key(&ino)
                     || table.is_undoing(ino, &lock)
-                    || table.transit.is_early(ino, &lock);
+                    || table.transit.is_early(ino, lock.kind, lock.owner);
                 if undoing {
                     table.undoing = hidden;
                 }

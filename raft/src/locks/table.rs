@@ -109,7 +109,7 @@ impl Table {
             Err(kind) => return Attempt::Refused(kind),
         };
         if self.is_undoing(ino, &lock)
-            || self.transit.is_early(ino, &lock)
+            || self.transit.is_early(ino, lock.kind, lock.owner)
             || self.transit.is_leaving(ino, &lock)
         {
             return Attempt::Busy;
