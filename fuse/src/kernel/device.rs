@@ -2,10 +2,12 @@
 
 use super::abi::{OUT_HEADER, flag};
 use hfcache_base::{Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// More parts than this are joined before they are written; the kernel takes at most 1,024.
 const PARTS_MAX: usize = 512;
@@ -59,6 +61,25 @@ impl Device {
     /// The next request, whole.
     pub(super) fn read(&self, buf: &mut [u8]) -> Result<usize, Errno> {
         rustix::io::read(&self.0, buf)
+    }
+
+    /// Whether a request, or the end of the mount, can be read now.
+    pub(super) fn is_ready(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+
+    /// As [`Device::is_ready`], asked again and again for a while: sleeping would take longer.
+    pub(super) fn is_ready_within(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.is_ready() {
+                return true;
+            }
+            if start.elapsed() >= limit {
+                return false;
+            }
+        }
     }
 
     /// Answers a request with an errno (0: success) and the parts of a result.

@@ -4,6 +4,7 @@
 //! ```text
 //! Mount ── mount.rs    mount(2) or fusermount3, stale mounts, unmounting      table.rs  /proc/self/mountinfo
 //!   └─ Session         worker threads, requests in flight, panics, the end    init.rs   what is agreed on
+//!        ├─ Turns      which threads wait for requests, and which sit out
 //!        ├─ Device     one descriptor of /dev/fuse: read a request, write an answer
 //!        ├─ request.rs bytes → Request (pure)       reply.rs  answers → bytes (pure)     xattr.rs  both
 //!        ├─ dispatch   Request → one call of ops::FileSystem, with a Reply that writes to the device
@@ -25,6 +26,7 @@ mod reply;
 pub mod request;
 mod session;
 mod table;
+mod turns;
 pub mod xattr;
 
 pub use mount::{Mount, MountOptions, is_dead};

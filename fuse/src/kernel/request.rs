@@ -7,6 +7,9 @@ use crate::ops::{Caller, Place, Work, WriteFlags};
 use hfcache_base::InodeId;
 use hfcache_base::meta::{FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime};
 
+/// A request that moves no more bytes than this is served in some microseconds.
+const SHORT: u32 = 64 << 10;
+
 /// What stands before every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -197,6 +200,16 @@ impl Request<'_> {
     /// Whether the kernel waits for an answer.
     pub const fn wants_answer(&self) -> bool {
         !matches!(self, Self::Forget | Self::BatchForget(_) | Self::Interrupt { .. } | Self::Silent)
+    }
+
+    /// Whether the thread that serves it is busy for longer than others may wait.
+    pub const fn is_long(&self) -> bool {
+        match self {
+            Self::Read { size, .. } => *size > SHORT,
+            Self::Write { data, .. } => data.len() > SHORT as usize,
+            Self::Readdir { .. } => true,
+            _ => false,
+        }
     }
 
     /// What a limit on its caller counts; `None` for what ends something and so must not wait.

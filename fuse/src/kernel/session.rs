@@ -6,6 +6,7 @@ use super::dispatch::dispatch;
 use super::inflight::{InFlight, Interrupt};
 use super::init::{Agreed, buffer_len};
 use super::request::{self, Header, Request};
+use super::turns::{LOOK, Next, Turns};
 use crate::ops::{Data, FileSystem, Gate, Reply, Work};
 use hfcache_base::limits::FUSE_IO_MAX;
 use hfcache_base::{Error, Result};
@@ -32,6 +33,7 @@ pub(super) struct Session {
     agreed: u64,
     gate: Option<(Arc<dyn Gate>, Runtime)>,
     queues: Vec<Arc<Device>>,
+    turns: Turns,
     scratch: Mutex<Vec<Vec<u8>>>,
     threads: AtomicUsize,
     over: Mutex<bool>,
@@ -59,6 +61,7 @@ impl Session {
             gate,
             agreed: agreed.flags,
             queues,
+            turns: Turns::default(),
             scratch: Mutex::default(),
             threads: AtomicUsize::new(0),
             over: Mutex::new(false),
@@ -163,15 +166,29 @@ impl Session {
 
 impl Channel {
     fn work(self: &Arc<Self>) {
+        let turns = &self.session.turns;
         let mut buf = vec![0; buffer_len()];
-        loop {
-            match self.device.read(&mut buf) {
-                Ok(len) => self.handle(&buf[..len]),
-                Err(Errno::NODEV | Errno::CONNABORTED) => break,
+        let mut next = Next::Sleep;
+        turns.begin();
+        while next != Next::End {
+            if next == Next::Look && !self.device.is_ready_within(LOOK) {
+                turns.dry();
+            }
+            next = match self.device.read(&mut buf) {
+                Ok(len) => {
+                    turns.take(self.device.is_ready());
+                    self.handle(&buf[..len]);
+                    turns.answer()
+                }
                 // NOENT: the request was taken back while it was being read.
-                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
+                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => Next::Sleep,
                 Err(error) => {
-                    error!(%error, "read a request from the kernel");
+                    turns.leave();
+                    if matches!(error, Errno::NODEV | Errno::CONNABORTED) {
+                        turns.end();
+                    } else {
+                        error!(%error, "read a request from the kernel");
+                    }
                     break;
                 }
             }
@@ -201,6 +218,9 @@ impl Channel {
             Ok(Request::Refused(errno)) => self.error(header.unique, errno),
             Ok(Request::Init(_)) => self.error(header.unique, libc::EIO),
             Ok(request) if request.wants_answer() => {
+                if request.is_long() {
+                    self.session.turns.long();
+                }
                 self.session.inflight.begin(header.unique);
                 match request.work().and_then(|work| self.session.has_to_wait(&header, work)) {
                     Some((wait, runtime)) => self.serve_later(header.unique, bytes.to_vec(), wait, runtime),

@@ -41,6 +41,10 @@ pub struct Memory {
     pub lookups: AtomicU64,
     /// Each LOOKUP takes so many milliseconds.
     pub slow_lookups: AtomicU64,
+    /// LOOKUPs of `held` keep their thread as long as this is locked.
+    pub hold: Mutex<()>,
+    /// So many LOOKUPs of `held` began.
+    pub held: AtomicU64,
     /// READs so far.
     pub reads: AtomicU64,
     /// OPENs so far.
@@ -96,6 +100,8 @@ impl Default for Memory {
             attr_ttl: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
             slow_lookups: AtomicU64::new(0),
+            hold: Mutex::default(),
+            held: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             opens: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
@@ -211,6 +217,10 @@ impl FileSystem for Memory {
         self.lookups.fetch_add(1, Ordering::Relaxed);
         assert_ne!(name, b"panic", "a test asks for a panic");
         std::thread::sleep(Duration::from_millis(self.slow_lookups.load(Ordering::Relaxed)));
+        if name == b"held" {
+            self.held.fetch_add(1, Ordering::SeqCst);
+            drop(self.hold.lock());
+        }
         self.with(reply, |tree| {
             let ino = tree.child(parent, name)?;
             self.entry(tree, ino)
