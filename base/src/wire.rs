@@ -55,6 +55,17 @@ mod tests {
         assert_eq!(decode::<(u64, String, Vec<u8>)>(&encode(&value)).unwrap(), value);
     }
 
+    /// So that a field may change from one to the other without a new format.
+    #[test]
+    fn bytes_in_one_piece_are_written_as_one_after_the_other() {
+        for len in [0, 1, 250, 251, 65_536] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i % 256) as u8).collect();
+            let piece = serde_bytes::ByteBuf::from(bytes.clone());
+            assert_eq!(encode(&piece), encode(&bytes));
+            assert_eq!(decode::<serde_bytes::ByteBuf>(&encode(&bytes)).unwrap(), piece);
+        }
+    }
+
     #[test]
     fn damage_is_an_error_and_never_a_panic() {
         let good = encode(&(7u64, vec![0u8; 100], "x".to_owned()));

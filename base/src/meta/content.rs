@@ -38,6 +38,7 @@ impl Extent {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Bytes from offset 0 that live in the inode.
+    #[serde(with = "serde_bytes")]
     pub inline: Vec<u8>,
     /// In order of offset, not overlapping; what lies between is inline or a hole.
     pub extents: Vec<Extent>,
@@ -47,7 +48,7 @@ pub struct Content {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Piece {
     /// The whole file is these bytes (at most [`crate::limits::INLINE_MAX`]) and nothing else.
-    Inline(Vec<u8>),
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The range of this extent now comes from its chunk.
     Chunk(Extent),
     /// `[offset, offset + len)` reads as zeros.

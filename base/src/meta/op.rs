@@ -223,6 +223,7 @@ pub enum Op {
         /// Name with its namespace.
         name: Vec<u8>,
         /// Value, at most [`crate::limits::XATTR_VALUE_MAX`].
+        #[serde(with = "serde_bytes")]
         value: Vec<u8>,
         /// What if there is one.
         mode: XattrMode,

@@ -59,6 +59,7 @@ pub(crate) struct Xattrs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Body {
     File {
+        #[serde(with = "serde_bytes")]
         inline: Vec<u8>,
     },
     /// `tree` is what the directory and everything below it use.
