@@ -9,6 +9,10 @@ use std::time::Duration;
 /// The pinned version.
 const VERSION: &str = "0.3.2";
 
+/// Operations of one process. It never takes a mapping it reads from away again, so that after more than this
+/// it has so many that each call is slow, and in the end may have no more.
+const ROUND: u64 = 25_000;
+
 /// How it does input and output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -31,10 +35,10 @@ impl Fsx {
         Self { program: tools::from_crates_io("fsx", VERSION), scratch: scratch.into() }
     }
 
-    /// So many operations on a new file in a directory.
+    /// So many operations on a file in a directory that begins anew, with another seed, every 25,000 of them.
     ///
     /// # Errors
-    /// With what it said, when a byte was wrong.
+    /// With the seed and what it said, when a byte was wrong.
     pub fn run(
         &self,
         mode: Mode,
@@ -45,8 +49,23 @@ impl Fsx {
     ) -> Result<(), String> {
         let config = self.scratch.join(format!("fsx-{mode:?}.toml"));
         std::fs::write(&config, configuration(mode)).expect("write a configuration");
+        for (round, done) in (0..operations).step_by(ROUND as usize).enumerate() {
+            let seed = seed.wrapping_add(round as u64);
+            self.round(&config, dir, ROUND.min(operations - done), seed, patience)?;
+        }
+        Ok(())
+    }
+
+    fn round(
+        &self,
+        config: &Path,
+        dir: &Path,
+        operations: u64,
+        seed: u64,
+        patience: Duration,
+    ) -> Result<(), String> {
         let mut command = Command::new(&self.program);
-        command.arg("-f").arg(&config).arg("-N").arg(operations.to_string()).arg("-S").arg(seed.to_string());
+        command.arg("-f").arg(config).arg("-N").arg(operations.to_string()).arg("-S").arg(seed.to_string());
         command.arg("-P").arg(&self.scratch).arg(dir.join("fsx")).env("NO_COLOR", "1");
         let output = node::run(command, patience)
             .ok_or_else(|| format!("seed {seed} (HFCACHE_SEED): fsx does not end within {patience:?}"))?;
@@ -68,9 +87,10 @@ fn configuration(mode: Mode) -> String {
         Mode::Buffered => (0, 10),
         Mode::Mapped => (10, 3),
     };
-    // A mapping's edge is at a page, so that the file need not be large to have many.
+    // A mapping's edge is at a page, so that the file need not be large to have many. An operation of no bytes would
+    // be taken for one that is not supported: posix_fallocate says EINVAL to it, everywhere.
     format!(
-        "flen = 300000\n[opsize]\nmax = 65536\n[weights]\nclose_open = 1\ninvalidate = {}\nmapread = {maps}\nmapwrite = \
+        "flen = 300000\n[opsize]\nmin = 1\nmax = 65536\n[weights]\nclose_open = 1\ninvalidate = {}\nmapread = {maps}\nmapwrite = \
          {maps}\nread = {plain}\nwrite = {plain}\ntruncate = 3\nfsync = 0.5\nfdatasync = 0.5\nposix_fallocate = \
          1\npunch_hole = 2\nsendfile = {}\nposix_fadvise = 1\ncopy_file_range = 2\n",
         maps / 10,
