@@ -1,7 +1,5 @@
 //! The threads of a mount: none that is kept busy keeps the others' requests waiting.
 
-#![expect(clippy::unwrap_used, reason = "a test that can not go on panics")]
-
 mod kernel_memory;
 
 use kernel_memory::{World, eventually};

@@ -15,6 +15,7 @@ pub mod differential;
 pub mod hf;
 pub mod janitor;
 pub mod lab;
+pub mod listing;
 pub mod measure;
 pub mod mounts;
 pub mod netns;

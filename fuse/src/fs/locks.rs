@@ -137,19 +137,11 @@ impl Core {
         let core = Arc::clone(self);
         // A wait for a lock ends with the lock or with a signal, however long that takes.
         let limit = (!wait).then_some(REQUEST_DEADLINE);
-        let (send, granted) = oneshot::channel();
         let outer = Arc::clone(self);
-        self.runtime.spawn(async move {
-            // The kernel's pages are made right before the holder hears of its lock.
-            match granted.await {
-                Ok(Ok(())) => outer.locked(ino, reply),
-                Ok(Err(errno)) => reply.send(Err(errno)),
-                Err(_) => reply.fail(Kind::Canceled),
-            }
-        });
-        let inner = Reply::new(move |result| {
-            // The receiver is the task above, which waits for nothing else.
-            let _ = send.send(result);
+        // The kernel's pages are made right before the holder hears of its lock.
+        let inner = Reply::new(move |result| match result {
+            Ok(()) => outer.locked(ino, reply),
+            Err(errno) => reply.send(Err(errno)),
         });
         self.cancellable(unique, limit, inner, async move { core.lock_patiently(ino, lock, wait).await });
     }

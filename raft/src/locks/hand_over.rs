@@ -13,7 +13,7 @@ use super::table::Table;
 use async_trait::async_trait;
 use hfcache_base::meta::{Lock, LockHolder, LockKind, Op, Reply};
 use hfcache_base::{InodeId, Result, SessionId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -21,6 +21,9 @@ use tokio::sync::oneshot;
 const ASK_AFTER: Duration = Duration::from_millis(1);
 /// Between two questions of one waiter.
 const ASK_EVERY: Duration = Duration::from_millis(200);
+/// The unlock of a lock that was passed on follows this much later, if nobody waits behind the next holder: a Raft
+/// command keeps every node busy, and the next holder is to run first.
+const LOG_AFTER: Duration = Duration::from_millis(1);
 /// Most questions that wait for an answer at one node.
 const QUESTIONS_MAX: usize = 4_096;
 
@@ -50,8 +53,8 @@ pub(crate) struct Transit {
     early: BTreeMap<InodeId, Lock>,
     /// Unlocks that were proposed and are not applied yet.
     leaving: BTreeMap<u64, Owner>,
-    /// Locks that others were told are given up; their unlock is about to be proposed, or was.
-    passed: BTreeSet<Owner>,
+    /// Locks that others were told are given up; their unlock is about to be proposed, or was. Whether more wait.
+    passed: BTreeMap<Owner, bool>,
     /// Who wants to hear of an unlock, by the number of the question.
     questions: BTreeMap<u64, (InodeId, LockHolder, oneshot::Sender<()>)>,
 }
@@ -75,7 +78,7 @@ impl Transit {
     /// Whether the owner is giving something up here: his next request waits for that.
     pub fn is_leaving(&self, ino: InodeId, lock: &Lock) -> bool {
         let who = owner(ino, lock);
-        self.passed.contains(&who) || self.leaving.values().any(|o| *o == who)
+        self.passed.contains_key(&who) || self.leaving.values().any(|o| *o == who)
     }
 
     /// The state has granted a lock; whether it was held early.
@@ -94,13 +97,13 @@ impl Transit {
         self.questions.clear();
     }
 
-    /// A lock is about to be given up in favour of `next`: tells whoever asked for that.
-    pub fn pass(&mut self, ino: InodeId, lock: &Lock, next: &LockHolder) {
+    /// A lock is about to be given up in favour of `next`, behind whom `more` may wait: tells whoever asked for that.
+    pub fn pass(&mut self, ino: InodeId, lock: &Lock, next: &LockHolder, more: bool) {
         let asked = self.questions.iter().find(|(_, (of, by, _))| *of == ino && by == next).map(|(n, _)| *n);
         let Some((.., tell)) = asked.and_then(|number| self.questions.remove(&number)) else { return };
         // The one who asked may have gone.
         if tell.send(()).is_ok() {
-            self.passed.insert(owner(ino, lock));
+            self.passed.insert(owner(ino, lock), more);
         }
     }
 }
@@ -187,7 +190,7 @@ impl Inner {
     /// Gives a lock, or a place in the queue, up in the state. What is held early waits for its grant first: until
     /// then the place in the queue is all that this session has.
     pub(super) async fn give_up(&self, ino: InodeId, lock: Lock) -> Result<Reply> {
-        let number = loop {
+        let (number, passed) = loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
@@ -196,11 +199,14 @@ impl Inner {
                 if !table.transit.is_early(ino, lock.kind, lock.owner) {
                     let number = table.number();
                     table.transit.leaving.insert(number, owner(ino, &lock));
-                    break number;
+                    break (number, table.transit.passed.get(&owner(ino, &lock)).copied());
                 }
             }
             changed.await;
         };
+        if passed == Some(false) {
+            self.clock.sleep(LOG_AFTER).await;
+        }
         let done = self.propose(Op::Unlock { ino, lock }).await;
         {
             let mut table = self.table.lock();

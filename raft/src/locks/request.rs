@@ -280,7 +280,7 @@ impl Inner {
         if let Some((holder, next)) = record.hand_over()
             && same_owner(&holder, &LockHolder { session, lock })
         {
-            table.transit.pass(ino, &holder.lock, &next);
+            table.transit.pass(ino, &holder.lock, &next, record.queue.waiting.len() > 1);
         }
         free.then_some(Ok(()))
     }
