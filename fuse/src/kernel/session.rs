@@ -34,6 +34,8 @@ pub(super) struct Session {
     gate: Option<(Arc<dyn Gate>, Runtime)>,
     queues: Vec<Arc<Device>>,
     turns: Turns,
+    /// A client can run while a thread looks for its next request.
+    more_cores: bool,
     scratch: Mutex<Vec<Vec<u8>>>,
     threads: AtomicUsize,
     over: Mutex<bool>,
@@ -62,6 +64,7 @@ impl Session {
             agreed: agreed.flags,
             queues,
             turns: Turns::default(),
+            more_cores: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
             scratch: Mutex::default(),
             threads: AtomicUsize::new(0),
             over: Mutex::new(false),
@@ -171,7 +174,8 @@ impl Channel {
         let mut next = Next::Sleep;
         turns.begin();
         while next != Next::End {
-            if next == Next::Look && !self.device.is_ready_within(LOOK) {
+            let looks = next == Next::Look && self.session.more_cores;
+            if looks && !self.device.is_ready_within(LOOK) {
                 turns.dry();
             }
             next = match self.device.read(&mut buf) {

@@ -13,7 +13,7 @@
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// A thread of a stream looks for the next request for so long: a wake-up or two.
+/// A thread of a stream looks for the next request for so long: the time of a few wake-ups.
 pub(super) const LOOK: Duration = Duration::from_micros(150);
 /// So many requests, each within [`LOOK`] of the answer before, make a stream.
 const STREAM: u32 = 8;
@@ -25,7 +25,7 @@ const WATCH: Duration = Duration::from_millis(2);
 pub(super) enum Next {
     /// Sleep in the kernel until a request comes.
     Sleep,
-    /// Look for one first: a stream is running, and nobody else does.
+    /// Look for one first, where that keeps no client from running: it is a stream, and nobody else waits.
     Look,
     /// Nothing more: the mount is gone.
     End,
