@@ -371,23 +371,51 @@ async fn nobody_holds_what_another_holds_and_all_get_there() {
     assert!(passed > 100, "only {passed} locks were handed over from node to node");
 }
 
-#[tokio::test]
-async fn a_contended_flock_does_not_wait_for_the_log() {
-    let cluster = Cluster::new(3, true, 11);
+/// The first node holds the first file, as owner 1, and others wait for it, one after the other: owner 2 on the second
+/// node, owner 3 on the third.
+async fn queue_up(cluster: &Cluster, others: usize) -> Vec<tokio::task::JoinHandle<Result<()>>> {
     cluster.wires.reliable.store(true, Ordering::Relaxed);
     let ino = cluster.files[0];
-    let [(_, first), (late, second), (third_node, third)] = &cluster.nodes[..] else { panic!("three") };
-    first.lock(ino, flock(1, true), true).await.unwrap();
+    cluster.nodes[0].1.lock(ino, flock(1, true), true).await.unwrap();
     let mut waiters = Vec::new();
-    for (locks, owner) in [(second, 2), (third, 3)] {
+    for ((_, locks), owner) in cluster.nodes[1..=others].iter().zip(2..) {
         let locks = locks.clone();
         waiters.push(tokio::spawn(async move { locks.lock(ino, flock(owner, true), true).await }));
-        while late.locks(ino).unwrap().queue.waiting.len() != waiters.len() {
+        while cluster.nodes[1].0.locks(ino).unwrap().queue.waiting.len() != waiters.len() {
             pause(1).await;
         }
     }
     // The question has to arrive.
     pause(2_000).await;
+    waiters
+}
+
+#[tokio::test]
+async fn the_log_follows_at_once_only_where_more_wait() {
+    for others in [1, 2] {
+        let cluster = Cluster::new(3, true, 12);
+        let waiters = queue_up(&cluster, others).await;
+        let (ino, (node, first)) = (cluster.files[0], cluster.nodes[0].clone());
+        let before = node.proposals.load(Ordering::Relaxed);
+        assert!(!first.unlock_local(ino, flock(1, true)));
+        let unlocking = tokio::spawn(async move { first.unlock(ino, flock(1, true)).await });
+        // Less than a millisecond of this clock.
+        pause(10).await;
+        let proposed = node.proposals.load(Ordering::Relaxed) - before;
+        assert_eq!(proposed, u64::from(others > 1), "behind {others}");
+        unlocking.await.unwrap().unwrap();
+        let mut waiters = waiters.into_iter();
+        waiters.next().unwrap().await.unwrap().unwrap();
+        waiters.for_each(|waiter| waiter.abort());
+    }
+}
+
+#[tokio::test]
+async fn a_contended_flock_does_not_wait_for_the_log() {
+    let cluster = Cluster::new(3, true, 11);
+    let mut waiters = queue_up(&cluster, 2).await;
+    let ino = cluster.files[0];
+    let [(_, first), (late, second), (third_node, third)] = &cluster.nodes[..] else { panic!("three") };
     late.paused.store(true, Ordering::SeqCst);
     assert!(!first.unlock_local(ino, flock(1, true)));
     first.unlock(ino, flock(1, true)).await.unwrap();
