@@ -10,9 +10,14 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 
-/// A Python process that runs `code` on the file `sys.argv[1]`, open as `f`.
+/// A Python process that runs `code` on the file `sys.argv[1]`, open as `f`. It hears of SIGINT also where whoever
+/// started the tests ignores that, as a shell does for what it runs in the background.
 fn python(code: &str, path: &std::path::Path) -> Child {
-    let code = format!("import fcntl,os,sys,time,struct\nf=open(sys.argv[1],'r+b')\n{code}");
+    let code = format!(
+        "import fcntl,os,signal,sys,time,struct\n\
+         signal.signal(signal.SIGINT,signal.default_int_handler)\n\
+         f=open(sys.argv[1],'r+b')\n{code}"
+    );
     let mut command = Command::new("python3");
     command.args(["-c", &code]).arg(path).stdin(Stdio::piped()).stderr(Stdio::null());
     command.spawn().unwrap()
