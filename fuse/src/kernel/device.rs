@@ -63,10 +63,14 @@ impl Device {
         rustix::io::read(&self.0, buf)
     }
 
+    /// Sleeps until a request, or the end of the mount, can be read; `false` if that takes longer than `limit`.
+    pub(super) fn wait_ready(&self, limit: &Timespec) -> Result<bool, Errno> {
+        Ok(poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(limit))? > 0)
+    }
+
     /// Whether a request, or the end of the mount, can be read now.
     pub(super) fn is_ready(&self) -> bool {
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        self.wait_ready(&Timespec { tv_sec: 0, tv_nsec: 0 }) == Ok(true)
     }
 
     /// As [`Device::is_ready`], asked again and again for a while: sleeping would take longer.

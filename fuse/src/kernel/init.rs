@@ -5,9 +5,8 @@ use super::device::Device;
 use super::request::{self, InitIn, Request};
 use hfcache_base::limits::FUSE_IO_MAX;
 use hfcache_base::{Error, Kind, Result};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::Timespec;
 use rustix::io::Errno;
-use std::os::fd::AsFd;
 
 /// What we want where the kernel offers it. Not among them, on purpose:
 /// - `WRITEBACK_CACHE`: written bytes must reach the file system, other nodes wait for them.
@@ -49,7 +48,7 @@ const MAX_BACKGROUND: u16 = 64;
 /// From so many on it tells writers to slow down.
 const CONGESTION: u16 = 48;
 /// How long the first request may take; the kernel sends it within `mount`.
-const INIT_DEADLINE: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+const INIT_DEADLINE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +68,9 @@ pub(super) const fn buffer_len() -> usize {
 pub(super) fn negotiate(device: &Device, checks: bool) -> Result<Agreed> {
     let mut buf = vec![0; buffer_len()];
     loop {
-        let mut ready = [PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN)];
-        match poll(&mut ready, Some(&INIT_DEADLINE)) {
-            Ok(0) => return Err(Error::new(Kind::TimedOut, "the kernel does not begin to talk")),
-            Ok(_) | Err(Errno::INTR) => {}
+        match device.wait_ready(&INIT_DEADLINE) {
+            Ok(false) => return Err(Error::new(Kind::TimedOut, "the kernel does not begin to talk")),
+            Ok(true) | Err(Errno::INTR) => {}
             Err(e) => return Err(Error::io(e.into()).context("wait for the kernel's first request")),
         }
         let len = match device.read(&mut buf) {

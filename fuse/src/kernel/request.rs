@@ -8,7 +8,7 @@ use hfcache_base::InodeId;
 use hfcache_base::meta::{FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, SetTime};
 
 /// A request that moves no more bytes than this is served in some microseconds.
-const SHORT: u32 = 64 << 10;
+const SHORT: u64 = 64 << 10;
 
 /// What stands before every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,11 +204,9 @@ impl Request<'_> {
 
     /// Whether the thread that serves it is busy for longer than others may wait.
     pub const fn is_long(&self) -> bool {
-        match self {
-            Self::Read { size, .. } => *size > SHORT,
-            Self::Write { data, .. } => data.len() > SHORT as usize,
-            Self::Readdir { .. } => true,
-            _ => false,
+        match self.work() {
+            Some(Work::Read(bytes) | Work::Write(bytes)) => bytes > SHORT,
+            _ => matches!(self, Self::Readdir { .. }),
         }
     }
 

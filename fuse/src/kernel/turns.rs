@@ -115,8 +115,8 @@ impl Turns {
     pub(super) fn leave(&self) {
         let mut state = self.state.lock();
         state.waiting -= 1;
-        if state.nobody_waits() && state.call() {
-            self.wake.notify_one();
+        if state.nobody_waits() {
+            self.call(&mut state);
         }
     }
 
@@ -131,8 +131,8 @@ impl Turns {
     pub(super) fn long(&self) {
         let mut state = self.state.lock();
         state.row = 0;
-        if state.nobody_waits() && state.call() {
-            self.wake.notify_one();
+        if state.nobody_waits() {
+            self.call(&mut state);
         }
     }
 
@@ -140,6 +140,10 @@ impl Turns {
     pub(super) fn dry(&self) {
         let mut state = self.state.lock();
         state.row = 0;
+        self.call(&mut state);
+    }
+
+    fn call(&self, state: &mut State) {
         if state.call() {
             self.wake.notify_one();
         }
