@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hfcache_base::meta::{Attr, FileKind, Lock, LockKind, NewNode, RenameMode, SetAttr, XattrMode};
 use hfcache_base::seam::LocalFile;
 use hfcache_base::{InodeId, Kind, Result};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,6 +180,37 @@ pub trait Notify: Send + Sync + 'static {
     fn direct_is_coherent(&self) -> bool;
 }
 
+/// A part of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The directory.
+    pub dir: InodeId,
+    /// Its path from the root of the tree, without a slash at either end.
+    pub path: Vec<u8>,
+    /// It begins behind this cookie; 0 is the start.
+    pub after: u64,
+    /// So many rows, or some more.
+    pub rows: u32,
+}
+
+/// What came of a [`Listing`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listed {
+    /// The directory goes on behind this cookie.
+    Until(u64),
+    /// To its end.
+    All,
+    /// Nothing.
+    Failed,
+}
+
+/// Lists directories through the mount, so that the kernel knows their names and attributes. Another process:
+/// one that waits for a mount which it serves itself could not be killed.
+pub trait Lister: Send + Sync + 'static {
+    /// Asks for a listing, and does not wait for it. `false` if there will be none.
+    fn ask(&self, listing: &Listing) -> bool;
+}
+
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -308,8 +340,8 @@ pub trait FileSystem: Send + Sync + 'static {
     fn copy(&self, caller: Caller, from: Place, to: Place, len: u64, reply: Reply<u64>);
     /// Makes a file without a name in a directory's file system, and opens it; `flags` are open(2)'s.
     fn tmpfile(&self, caller: Caller, parent: InodeId, mode: u32, flags: u32, reply: Reply<(Entry, Opened)>);
-    /// Opens a directory.
-    fn opendir(&self, caller: Caller, ino: InodeId, reply: Reply<Opened>);
+    /// Opens a directory; `flags` are open(2)'s.
+    fn opendir(&self, caller: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>);
     /// Lists from a cookie (0: the start). With `plus` the kernel takes attributes too. The kernel side packs
     /// as many rows as fit into `size` bytes and drops the rest, so reference counts are never exact: inode
     /// numbers are stable for ever and nothing may depend on them.

@@ -38,6 +38,11 @@ impl Listing {
     /// When the directory can't be opened.
     pub fn of(path: &Path) -> Self {
         let dir = File::open(path).unwrap_or_else(|why| panic!("open {}: {why}", path.display()));
+        Self::of_open(dir)
+    }
+
+    /// From where an open directory is.
+    pub fn of_open(dir: File) -> Self {
         Self { dir, buf: vec![0; BUFFER], rows: Vec::new().into_iter() }
     }
 

@@ -1,5 +1,6 @@
 //! When files were read, by the rules of `relatime`, as two nodes tell it.
 
+use hfcache_tests::listing::Listing;
 use hfcache_tests::two::{self, Check, Two, read, stat, write};
 use hfcache_tests::{eventually, sys};
 use std::fs::{self, File, OpenOptions};
@@ -110,6 +111,10 @@ fn not_for_who_does_not_want_it(two: &Two) {
     drop(File::open(&b).expect("open"));
     stat(&b);
     assert_eq!(atime(&b), before);
+    let never_listed = atime(&two.b);
+    let dir = OpenOptions::new().read(true).custom_flags(libc::O_NOATIME).open(&two.b).expect("open");
+    assert_eq!(Listing::of_open(dir).filter(|row| row.name == "f").count(), 1);
+    assert_eq!(atime(&two.b), never_listed);
     // Those bytes went past the page cache, so that the next reader is heard.
     read(&b);
     assert!(atime(&b) > before);

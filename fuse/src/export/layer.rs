@@ -331,10 +331,10 @@ impl FileSystem for Export {
         });
     }
 
-    fn opendir(&self, caller: Caller, ino: InodeId, reply: Reply<Opened>) {
+    fn opendir(&self, caller: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
         let ino = self.core.ino(ino);
         self.core.having(caller, ino, READ, reply, move |core, reply| {
-            core.inner.opendir(core.caller(caller), ino, reply);
+            core.inner.opendir(core.caller(caller), ino, flags, reply);
         });
     }
 

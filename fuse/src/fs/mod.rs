@@ -20,12 +20,14 @@ mod quota;
 mod range;
 mod read;
 mod staging;
+mod statahead;
 mod table;
 mod write;
 mod xattr;
 
 use crate::ops::{
-    Caller, Data, Entry, FileSystem, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags, XattrFlags,
+    Caller, Data, Entry, FileSystem, Listed, Lister, Notify, Opened, Place, Reply, Row, StatFs, WriteFlags,
+    XattrFlags,
 };
 use hfcache_base::limits::FETCHES_IN_FLIGHT_MAX;
 use hfcache_base::meta::{Attr, Content, Lock, LockKind, NewNode, Op, RenameMode, SetAttr};
@@ -54,6 +56,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(30);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// Cells fetched ahead of readers at once; the rest of [`FETCHES_IN_FLIGHT_MAX`] is for those who wait.
 const READAHEADS_MAX: usize = FETCHES_IN_FLIGHT_MAX * 3 / 4;
+/// Handle of a directory that was opened with O_NOATIME.
+const UNNOTED: u64 = 1;
 /// Chunks of all writers that are put at once: each is in memory with its parity.
 const PUTS_MAX: usize = 6;
 
@@ -96,6 +100,7 @@ pub(crate) struct Core {
     notify: OnceLock<Arc<dyn Notify>>,
     table: table::Table,
     known: known::Known,
+    statahead: statahead::Statahead,
     cancels: locks::Cancels,
     stale: changes::StaleQueue,
     under_way: changes::UnderWay,
@@ -135,6 +140,7 @@ impl Fs {
             notify: OnceLock::new(),
             table: table::Table::default(),
             known: known::Known::default(),
+            statahead: statahead::Statahead::default(),
             cancels: locks::Cancels::default(),
             stale: changes::StaleQueue::start(core.clone()),
             under_way: changes::UnderWay::default(),
@@ -149,6 +155,16 @@ impl Fs {
         changes::watch_session(&core);
         atime::start(&core);
         Arc::new(Self { core })
+    }
+
+    /// From now on this one is asked to list directories whose names are looked up one after the other.
+    pub fn look_ahead(&self, lister: Arc<dyn Lister>) {
+        self.core.statahead.ask(lister);
+    }
+
+    /// What came of a listing that the [`Lister`] was asked for.
+    pub fn listed(&self, dir: InodeId, listed: Listed) {
+        self.core.statahead.listed(dir, listed);
     }
 
     /// Saves everything that was written and not yet committed. Answers with what could not be saved; it
@@ -439,22 +455,23 @@ impl FileSystem for Fs {
         self.core.tmpfile(caller, parent, mode, flags, reply);
     }
 
-    fn opendir(&self, _: Caller, _: InodeId, reply: Reply<Opened>) {
-        // Listings go on from stable cookies: an open directory has no state.
-        reply.ok(Opened::default());
+    fn opendir(&self, _: Caller, _: InodeId, flags: u32, reply: Reply<Opened>) {
+        // Listings go on from stable cookies: all there is to an open directory is whether it counts as read.
+        let handle = if flags as i32 & libc::O_NOATIME == 0 { 0 } else { UNNOTED };
+        reply.ok(Opened { handle, ..Opened::default() });
     }
 
     fn readdir(
         &self,
         _: Caller,
         ino: InodeId,
-        _: u64,
+        handle: u64,
         cookie: u64,
         size: u32,
         plus: bool,
         reply: Reply<Vec<Row>>,
     ) {
-        self.core.readdir(ino, cookie, size, plus, reply);
+        self.core.readdir(ino, handle != UNNOTED, cookie, size, plus, reply);
     }
 
     fn releasedir(&self, _: Caller, _: InodeId, _: u64, reply: Reply<()>) {

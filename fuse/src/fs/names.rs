@@ -33,7 +33,11 @@ impl Core {
                 b".." => view.attr(view.parent(parent)?)?,
                 name => view.lookup(parent, name)?,
             };
-            Ok(core.entry(attr, &lease))
+            let entry = core.entry(attr, &lease);
+            if !entry.entry_ttl.is_zero() {
+                core.looked_up(view, parent);
+            }
+            Ok(entry)
         });
     }
 
@@ -183,10 +187,11 @@ impl Core {
         }
     }
 
-    /// READDIR and READDIRPLUS.
+    /// READDIR and READDIRPLUS; `noted` if it counts as read.
     pub(crate) fn readdir(
         self: &Arc<Self>,
         ino: InodeId,
+        noted: bool,
         cookie: u64,
         size: u32,
         plus: bool,
@@ -197,7 +202,7 @@ impl Core {
                 // Removed while it is open: an empty listing, as on every file system.
                 Err(e) if e.kind() == Kind::NotFound => Ok(Vec::new()),
                 rows => {
-                    if cookie == 0 && rows.is_ok() {
+                    if noted && cookie == 0 && rows.is_ok() {
                         core.was_read(view, ino);
                     }
                     rows

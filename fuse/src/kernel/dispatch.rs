@@ -115,7 +115,7 @@ pub(super) fn dispatch(channel: &Arc<Channel>, header: &Header, request: Request
             });
             fs.copy(caller, Place { ino, handle, offset }, target, len, reply);
         }
-        Request::Opendir => fs.opendir(caller, ino, to.opened()),
+        Request::Opendir { flags } => fs.opendir(caller, ino, flags, to.opened()),
         Request::Readdir { handle, cookie, size, plus } => {
             let size = size.min(FUSE_IO_MAX);
             let reply = channel.reply(unique, move |to, rows: Vec<_>| {

@@ -161,7 +161,9 @@ pub enum Request<'a> {
         umask: u32,
         flags: u32,
     },
-    Opendir,
+    Opendir {
+        flags: u32,
+    },
     Readdir {
         handle: u64,
         cookie: u64,
@@ -316,7 +318,7 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>, agreed: u64) -> Result<
             let flags = body.u32()?;
             Request::Tmpfile { flags, mode: body.u32()? & 0o7777, umask: umask(body)? }
         }
-        op::OPENDIR => Request::Opendir,
+        op::OPENDIR => Request::Opendir { flags: body.u32()? },
         op::READDIR | op::READDIRPLUS => Request::Readdir {
             handle: body.u64()?,
             cookie: body.u64()?,

@@ -497,7 +497,7 @@ impl FileSystem for Memory {
         reply.fail(Kind::NotSupported);
     }
 
-    fn opendir(&self, _: Caller, ino: InodeId, reply: Reply<Opened>) {
+    fn opendir(&self, _: Caller, ino: InodeId, _: u32, reply: Reply<Opened>) {
         reply.ok(Opened { handle: ino.0, ..Opened::default() });
     }
 

@@ -273,15 +273,22 @@ impl Parts {
             false => Export::new(export, fs.clone(), meta.clone(), runtime),
         };
         let data = data.clone();
+        let shown = place::names(&config.mount.subdir).unwrap_or_default().join(&b'/');
+        let ahead = fs.clone();
         let mount = move || -> Result<_> {
             let _one = guard::lock(&data)?;
             let mount = Mount::start(options, serving)?;
-            let guard = Guard::start(&data, mount.point()).inspect_err(|e| {
+            let guard =
+                Guard::start(&data, mount.point(), shown, move |dir, listed| ahead.listed(dir, listed));
+            let guard = guard.inspect_err(|e| {
                 warn!(error = format!("{e:#}"), "without a guard a dead mount stays if this node is killed");
             });
             Ok((Arc::new(mount), guard.ok()))
         };
         let (mount, guard) = tokio::task::spawn_blocking(mount).await.context("mount")??;
+        if let Some(guard) = &guard {
+            fs.look_ahead(guard.lister());
+        }
         let mut ended = mount.watch();
         self.tree.put(fs, mount, guard);
         let (tree, stop, point) = (self.tree.clone(), stop.clone(), config.mount.point.clone());

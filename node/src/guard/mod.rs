@@ -5,17 +5,26 @@
 //! The node holds one end of a pipe; when it is gone the guard reads the end of the file. A node that starts
 //! at that moment cleans up as well, so both do it under a lock, and the guard looks whether the mount on top
 //! is still the one it was made for.
+//!
+//! Until then it lists directories of the mount when the node asks for it ([`listing`]), which the node can't do
+//! itself: a process that waits for a mount which it serves can't be killed.
+
+mod listing;
 
 use crate::data::DataDir;
 use crate::preflight::{self, MountEntry};
 use anyhow::{Context, Result, bail};
+use hfcache_base::InodeId;
+use hfcache_fuse::ops::{Listed, Lister};
+use listing::Asker;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long the kernel may take to notice that the node is gone.
@@ -26,15 +35,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Guard {
     child: Child,
-    pipe: Option<ChildStdin>,
+    asker: Arc<Asker>,
+    hears: Option<JoinHandle<()>>,
 }
 
 impl Guard {
-    /// Starts one for the mount that is at `point` now.
+    /// Starts one for the mount that is at `point` now and shows the directory `shown` of the tree. What comes
+    /// of the listings that [`Guard::lister`] is asked for is told to `told`.
     ///
     /// # Errors
     /// Nothing is mounted there, or no process can be started.
-    pub fn start(data: &DataDir, point: &Path) -> Result<Self> {
+    pub fn start(
+        data: &DataDir,
+        point: &Path,
+        shown: Vec<u8>,
+        told: impl Fn(InodeId, Listed) + Send + 'static,
+    ) -> Result<Self> {
         let mounted = top(point).context("the new mount is not listed")?;
         let mut child = Command::new("/proc/self/exe")
             .arg0("hfcache")
@@ -45,22 +61,35 @@ impl Guard {
             // Not in the way of who waits for the end of the node's output, and not hit by its Ctrl-C.
             .process_group(0)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .context("start the guard of the mount")?;
-        let pipe = child.stdin.take();
-        Ok(Self { child, pipe })
+        let (input, output) =
+            child.stdin.take().zip(child.stdout.take()).context("the pipes of the guard")?;
+        let asker = Asker::new(input, shown)?;
+        let hearing = Arc::clone(&asker);
+        let hears = std::thread::Builder::new().name("guard".to_owned());
+        let hears =
+            hears.spawn(move || hearing.hear(output, told)).context("start a thread for the guard")?;
+        Ok(Self { child, asker, hears: Some(hears) })
+    }
+
+    /// Who lists directories of the mount, for as long as the guard lives.
+    pub fn lister(&self) -> Arc<dyn Lister> {
+        Arc::clone(&self.asker) as _
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         // It finds nothing to do and ends.
-        drop(self.pipe.take());
+        self.asker.close();
         if let Err(e) = self.child.wait() {
             tracing::debug!(error = %e, "wait for the guard of the mount");
         }
+        // Its pipe is closed now.
+        let _ = self.hears.take().map(JoinHandle::join);
     }
 }
 
@@ -86,8 +115,12 @@ fn top(point: &Path) -> Option<MountEntry> {
 /// # Errors
 /// The kernel refuses.
 pub fn watch(data: &DataDir, point: &Path, device: &str) -> Result<()> {
-    let mut byte = [0; 1];
-    while std::io::stdin().read(&mut byte).context("wait for the end of the node")? > 0 {}
+    let mut node = std::io::stdin().lock();
+    if let Err(e) = listing::serve(&mut node, std::io::stdout().lock(), point, device) {
+        // Its first duty does not depend on it.
+        eprintln!("hfcache: listings for the node: {e:#}");
+        std::io::copy(&mut node, &mut std::io::sink()).context("wait for the end of the node")?;
+    }
     let start = Instant::now();
     loop {
         let held = lock(data)?;
