@@ -35,7 +35,7 @@ impl Core {
             };
             let entry = core.entry(attr, &lease);
             if !entry.entry_ttl.is_zero() {
-                core.looked_up(view, parent);
+                core.looked_up(parent);
             }
             Ok(entry)
         });

@@ -10,7 +10,7 @@ use super::Core;
 use crate::ops::{Listed, Lister, Listing};
 use hfcache_base::InodeId;
 use hfcache_base::placement::mix;
-use hfcache_base::seam::{Moment, View};
+use hfcache_base::seam::Moment;
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -117,7 +117,7 @@ impl Statahead {
 
 impl Core {
     /// A name was found in a directory, and the kernel may keep it.
-    pub(crate) fn looked_up(&self, view: &dyn View, dir: InodeId) {
+    pub(crate) fn looked_up(&self, dir: InodeId) {
         let Some(lister) = self.statahead.lister.get() else { return };
         let (after, rows) = {
             let mut run = self.statahead.run(dir).lock();
@@ -126,8 +126,9 @@ impl Core {
             }
             (run.after, run.rows)
         };
-        // Without a path it was removed meanwhile.
-        let asked = view.path(dir).is_ok_and(|path| lister.ask(&Listing { dir, path, after, rows }));
+        // Nothing is told of the path, so it need not be settled. Without one the directory was removed meanwhile.
+        let path = self.meta.read_stale().path(dir);
+        let asked = path.is_ok_and(|path| lister.ask(&Listing { dir, path, after, rows }));
         if !asked {
             self.statahead.listed(dir, Listed::Failed);
         }
