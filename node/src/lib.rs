@@ -31,6 +31,7 @@ pub mod doctor;
 pub mod facts;
 pub mod found;
 pub mod guard;
+pub mod later;
 pub mod leave;
 pub mod log;
 pub mod notify;

@@ -30,6 +30,10 @@ impl Clock for RealClock {
     async fn sleep(&self, d: Duration) {
         tokio::time::sleep(d).await;
     }
+
+    fn later(&self, d: Duration, call: Box<dyn FnOnce() + Send>) {
+        crate::later::later(d, call);
+    }
 }
 
 /// The kernel's random numbers.

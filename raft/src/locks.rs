@@ -34,7 +34,7 @@ use crate::state::LockRecord;
 use crate::state::lock::normal;
 use async_trait::async_trait;
 use hfcache_base::meta::{Applied, Change, Lock, LockHolder, LockKind, Op, Reply};
-use hfcache_base::seam::{Clock, Moment};
+use hfcache_base::seam::{Clock, Moment, Unlocked};
 use hfcache_base::{Error, InodeId, Kind, Result, SessionId};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -180,11 +180,10 @@ impl LocalLocks {
         asked.answer().await
     }
 
-    /// See [`hfcache_base::seam::Meta::unlock_local`]. Also `true` when there is nothing to give up. `false` has to
-    /// be followed by [`LocalLocks::unlock`]: another node may have been told already.
-    pub fn unlock_local(&self, ino: InodeId, lock: Lock) -> bool {
-        let Ok(lock) = normal(lock) else { return false };
-        self.0.unlock_here(ino, lock).is_some()
+    /// See [`hfcache_base::seam::Meta::unlock_local`]. Also done when there is nothing to give up.
+    pub fn unlock_local(&self, ino: InodeId, lock: Lock) -> Unlocked {
+        // An error is for the one who waits.
+        normal(lock).and_then(|lock| self.0.unlock_here(ino, lock)).unwrap_or(Unlocked::Ask)
     }
 
     /// See [`hfcache_base::seam::Meta::unlock`]. A caller that goes away does not stop it.
@@ -193,18 +192,18 @@ impl LocalLocks {
     /// As [`Propose::propose`].
     pub async fn unlock(&self, ino: InodeId, lock: Lock) -> Result<()> {
         let lock = normal(lock)?;
-        if let Some(done) = self.0.unlock_here(ino, lock) {
-            return done.map_err(Error::from);
+        if self.0.unlock_here(ino, lock)? == Unlocked::Here {
+            return Ok(());
         }
         let inner = self.0.clone();
         let task = self.0.runtime.spawn(async move { inner.unlock(ino, lock, false).await });
         task.await.map_err(|e| Error::new(Kind::Canceled, "unlock").with_source(e))?
     }
 
-    /// Answers the node of another session, whose `next` waits for a lock of session `holder` of this node: `true`
-    /// when that lock is given up, `false` when this can't be told.
-    pub async fn until_given_up(&self, ino: InodeId, holder: SessionId, next: LockHolder) -> bool {
-        self.0.until_given_up(ino, holder, next).await
+    /// Answers another node, which waits for a lock that `holder` has by this node's session: `true` when that lock
+    /// is given up, `false` when this can't be told.
+    pub async fn until_given_up(&self, ino: InodeId, holder: LockHolder) -> bool {
+        self.0.until_given_up(ino, holder).await
     }
 
     /// See [`hfcache_base::seam::Meta::lock_test`].
@@ -320,6 +319,10 @@ impl Inner {
                         self.start_return(&mut table, surplus);
                     }
                 }
+            }
+            Change::LockQueued(ino) => {
+                table.transit.queued(*ino);
+                return false;
             }
             Change::Recall { session, ino } if Some(*session) == me => self.recall(&mut table, *ino),
             // Ours has arrived: what the state grants after it counts again.

@@ -8,7 +8,7 @@ mod state_support;
 use async_trait::async_trait;
 use hfcache_base::Error;
 use hfcache_base::meta::*;
-use hfcache_base::seam::{Clock, Moment};
+use hfcache_base::seam::{Clock, Moment, Unlocked};
 use hfcache_base::{InodeId, Kind, Result, SessionId};
 use hfcache_raft::kv::Memory;
 use hfcache_raft::locks::{LocalLocks, Neighbours, Propose, Replica};
@@ -61,7 +61,7 @@ struct Wires {
 
 #[async_trait]
 impl Neighbours for Wires {
-    async fn until_given_up(&self, ino: InodeId, holder: LockHolder, next: LockHolder) -> Result<bool> {
+    async fn until_given_up(&self, ino: InodeId, holder: LockHolder, _: LockHolder) -> Result<bool> {
         let mut dice = Dice(self.asked.fetch_add(1, Ordering::Relaxed)).roll();
         let mut below = |n: u64| {
             dice = Dice(dice).roll();
@@ -70,7 +70,7 @@ impl Neighbours for Wires {
         pause(below(20)).await;
         let there = self.nodes.lock().unwrap().get(&holder.session).cloned();
         let there = there.ok_or_else(|| Error::from(Kind::Unavailable))?;
-        let answer = there.until_given_up(ino, holder.session, next).await;
+        let answer = there.until_given_up(ino, holder).await;
         pause(below(20)).await;
         if below(10) == 0 && !self.reliable.load(Ordering::Relaxed) {
             return Err(Kind::Unavailable.into());
@@ -291,7 +291,7 @@ async fn process(
             // One lock at a time keeps the oracle simple; upgrades are the model test's matter.
             let whole = whole(kind, owner);
             all.set(ino, node, &whole, false);
-            if !locks.unlock_local(ino, whole) {
+            if locks.unlock_local(ino, whole) != Unlocked::Here {
                 locks.unlock(ino, whole).await.unwrap();
             }
             assert!(!locks.lock_held(ino, kind, owner));
@@ -397,15 +397,15 @@ async fn the_log_follows_at_once_only_where_more_wait() {
         let waiters = queue_up(&cluster, others).await;
         let (ino, (node, first)) = (cluster.files[0], cluster.nodes[0].clone());
         let before = node.proposals.load(Ordering::Relaxed);
-        assert!(!first.unlock_local(ino, flock(1, true)));
-        let unlocking = tokio::spawn(async move { first.unlock(ino, flock(1, true)).await });
-        // Less than a millisecond of this clock.
-        pause(10).await;
-        let proposed = node.proposals.load(Ordering::Relaxed) - before;
-        assert_eq!(proposed, u64::from(others > 1), "behind {others}");
-        unlocking.await.unwrap().unwrap();
+        match first.unlock_local(ino, flock(1, true)) {
+            Unlocked::Ask => assert!(others > 1),
+            Unlocked::AskAfter(_) => assert_eq!(others, 1),
+            Unlocked::Here => panic!("{others} wait for it"),
+        }
         let mut waiters = waiters.into_iter();
         waiters.next().unwrap().await.unwrap().unwrap();
+        assert_eq!(node.proposals.load(Ordering::Relaxed), before, "it has waited for the log");
+        first.unlock(ino, flock(1, true)).await.unwrap();
         waiters.for_each(|waiter| waiter.abort());
     }
 }
@@ -417,7 +417,7 @@ async fn a_contended_flock_does_not_wait_for_the_log() {
     let ino = cluster.files[0];
     let [(_, first), (late, second), (third_node, third)] = &cluster.nodes[..] else { panic!("three") };
     late.paused.store(true, Ordering::SeqCst);
-    assert!(!first.unlock_local(ino, flock(1, true)));
+    assert_ne!(first.unlock_local(ino, flock(1, true)), Unlocked::Here);
     first.unlock(ino, flock(1, true)).await.unwrap();
     waiters.remove(0).await.unwrap().unwrap();
     assert!(late.locks(ino).unwrap().queue.held.iter().all(|h| h.session != late.session), "not early");
@@ -427,7 +427,7 @@ async fn a_contended_flock_does_not_wait_for_the_log() {
     assert_eq!(third.lock(ino, flock(9, true), false).await.unwrap_err().kind(), Kind::WouldBlock);
     let given_up = second.clone();
     let given_up = tokio::spawn(async move {
-        assert!(!given_up.unlock_local(ino, flock(2, true)));
+        assert_ne!(given_up.unlock_local(ino, flock(2, true)), Unlocked::Here);
         given_up.unlock(ino, flock(2, true)).await
     });
     pause(2_000).await;
@@ -448,7 +448,7 @@ async fn alone_at_a_file_a_node_asks_once() {
     locks.lock(ino, flock(1, true), false).await.unwrap();
     let asked = node.proposals.load(Ordering::Relaxed);
     for round in 0..100 {
-        assert!(locks.unlock_local(ino, flock(1, true)));
+        assert_eq!(locks.unlock_local(ino, flock(1, true)), Unlocked::Here);
         locks.lock_local(ino, flock(1, round % 2 == 0)).unwrap().unwrap();
         assert_eq!(locks.lock_local(ino, flock(2, true)).unwrap().unwrap_err().kind(), Kind::WouldBlock);
     }
@@ -470,7 +470,7 @@ async fn alone_at_a_file_a_node_asks_once() {
     let (waits, locks2) = (there.clone(), locks.clone());
     let waiter = tokio::spawn(async move { waits.lock(ino, flock(9, true), true).await });
     pause(500).await;
-    assert!(!locks2.unlock_local(ino, flock(1, true)));
+    assert_ne!(locks2.unlock_local(ino, flock(1, true)), Unlocked::Here);
     locks2.unlock(ino, flock(1, true)).await.unwrap();
     waiter.await.unwrap().unwrap();
     assert!(there.lock_held(ino, LockKind::Flock, 9));
@@ -496,7 +496,7 @@ async fn a_lost_session_has_no_locks_and_others_go_on() {
     assert_eq!(locks.lock(ino, flock(1, true), true).await.unwrap_err().kind(), Kind::Fenced);
     assert_eq!(locks.lock_local(ino, flock(1, true)).unwrap().unwrap_err().kind(), Kind::Fenced);
     assert!(!locks.lock_held(ino, LockKind::Flock, 1));
-    assert!(locks.unlock_local(ino, flock(1, true)));
+    assert_eq!(locks.unlock_local(ino, flock(1, true)), Unlocked::Here);
 }
 
 #[tokio::test]
@@ -511,7 +511,7 @@ async fn a_recall_waits_for_a_moment_without_locks() {
         pause(1).await;
     }
     pause(3).await;
-    if locks.unlock_local(ino, flock(1, true)) {
+    if locks.unlock_local(ino, flock(1, true)) == Unlocked::Here {
         waiter.await.unwrap().unwrap();
         // With nothing held and one waiter, the delegation itself has moved.
         assert_eq!(other.locks(ino).unwrap().delegated, Some(other.session));

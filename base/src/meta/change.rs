@@ -29,6 +29,8 @@ pub enum Change {
     ChunkAdded(ChunkRef),
     /// No file refers to the chunk any more.
     ChunkFreed(ChunkId),
+    /// Somebody waits for a lock of the inode.
+    LockQueued(InodeId),
     /// A waiting lock is held now.
     LockGranted {
         /// Whose session.

@@ -31,4 +31,9 @@ pub trait Clock: Send + Sync + 'static {
     fn wall(&self) -> Timestamp;
     /// Waits.
     async fn sleep(&self, d: Duration);
+    /// Makes a quick call after `d`, on a thread of the clock's own, and wakes none before. A clock that has no such
+    /// thread makes it at once.
+    fn later(&self, _d: Duration, call: Box<dyn FnOnce() + Send>) {
+        call();
+    }
 }

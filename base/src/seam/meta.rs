@@ -169,6 +169,17 @@ pub trait ChangeSink: Send + Sync + 'static {
     fn replaced(&self);
 }
 
+/// What became of [`Meta::unlock_local`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlocked {
+    /// It is given up.
+    Here,
+    /// [`Meta::unlock`] has to follow: another node may have been told already.
+    Ask,
+    /// So too, but this much later: another node was told, and the next holder shall run first.
+    AskAfter(Duration),
+}
+
 /// See the module. All futures may be dropped at any `await`; a dropped `commit` may still take effect.
 #[async_trait]
 pub trait Meta: Send + Sync + 'static {
@@ -213,8 +224,8 @@ pub trait Meta: Send + Sync + 'static {
     /// # Errors
     /// [`Kind::WouldBlock`] on a conflict without `wait`; else as [`Meta::commit`].
     async fn lock(&self, ino: InodeId, lock: Lock, wait: bool) -> Result<()>;
-    /// Gives up a range, if that can be done on this node at once. `false`: use [`Meta::unlock`].
-    fn unlock_local(&self, ino: InodeId, lock: Lock) -> bool;
+    /// Gives up a range, as far as that can be done on this node at once.
+    fn unlock_local(&self, ino: InodeId, lock: Lock) -> Unlocked;
     /// Gives up a range.
     ///
     /// # Errors

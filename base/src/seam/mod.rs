@@ -11,6 +11,6 @@ pub mod rng;
 pub use chunks::{Chunks, LocalFile, LocalKey};
 pub use clock::{Clock, Moment};
 pub use disk::{Disk, DiskFile, Space};
-pub use meta::{ChangeSink, Meta, View};
+pub use meta::{ChangeSink, Meta, Unlocked, View};
 pub use net::{Answer, Call, Health, Net, Service, ServiceId};
 pub use rng::Rng;

@@ -7,7 +7,7 @@ use super::base::Base;
 use super::file::File;
 use super::staging::{Dirty, PieceState, Stage};
 use super::write::PutJob;
-use super::{Core, REQUEST_DEADLINE, Unsaved};
+use super::{Core, Unsaved};
 use crate::ops::Reply;
 use hfcache_base::interval::IntervalSet;
 use hfcache_base::limits::{COMMIT_PIECES_MAX, INLINE_MAX, MIB};
@@ -170,9 +170,7 @@ impl Core {
 
     async fn drop_locks(&self, ino: InodeId, kind: LockKind, owner: u64) {
         let all = Lock { kind, owner, exclusive: false, start: 0, end: u64::MAX, pid: 0 };
-        if !self.meta.unlock_local(ino, all)
-            && let Err(e) = self.within(REQUEST_DEADLINE, self.meta.unlock(ino, all)).await
-        {
+        if let Err(e) = self.give_up(ino, all).await {
             tracing::warn!(ino = %ino, error = %e, "drop locks of a closed file");
         }
     }

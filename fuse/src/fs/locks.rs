@@ -3,6 +3,7 @@
 use super::{Core, FETCH_DEADLINE, REQUEST_DEADLINE, RETRY_FIRST, RETRY_MAX, logged};
 use crate::ops::Reply;
 use hfcache_base::meta::Lock;
+use hfcache_base::seam::Unlocked;
 use hfcache_base::{InodeId, Kind, Result};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -183,22 +184,35 @@ impl Core {
             .file(ino)
             .filter(|f| f.is_dirty() && !f.orphaned.load(Ordering::SeqCst))
             .filter(|_| self.meta.lock_held(ino, lock.kind, lock.owner));
-        if dirty.is_none() && self.meta.unlock_local(ino, lock) {
-            return reply.ok(());
-        }
         let core = Arc::clone(self);
-        self.answer_long(reply, async move {
-            if let Some(file) = dirty
-                && let Err(e) = core.save(&file).await
-            {
-                // Unlocking goes on; the error is for the flush that asks about the data.
-                file.inner.lock().error.get_or_insert(e.kind());
-            }
-            if core.meta.unlock_local(ino, lock) {
-                return Ok(());
-            }
-            core.within(REQUEST_DEADLINE, core.meta.unlock(ino, lock)).await
-        });
+        if let Some(file) = dirty {
+            return self.answer_long(reply, async move {
+                if let Err(e) = core.save(&file).await {
+                    // Unlocking goes on; the error is for the flush that asks about the data.
+                    file.inner.lock().error.get_or_insert(e.kind());
+                }
+                core.give_up(ino, lock).await
+            });
+        }
+        let ask = move |reply| {
+            let asking = Arc::clone(&core);
+            core.answer(reply, async move { asking.meta.unlock(ino, lock).await });
+        };
+        match self.meta.unlock_local(ino, lock) {
+            Unlocked::Here => reply.ok(()),
+            Unlocked::Ask => ask(reply),
+            Unlocked::AskAfter(pause) => self.clock.later(pause, Box::new(move || ask(reply))),
+        }
+    }
+
+    /// Gives up a range.
+    pub(crate) async fn give_up(&self, ino: InodeId, lock: Lock) -> Result<()> {
+        match self.meta.unlock_local(ino, lock) {
+            Unlocked::Here => return Ok(()),
+            Unlocked::Ask => {}
+            Unlocked::AskAfter(pause) => self.clock.sleep(pause).await,
+        }
+        self.within(REQUEST_DEADLINE, self.meta.unlock(ino, lock)).await
     }
 
     /// GETLK.

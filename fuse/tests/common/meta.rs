@@ -7,7 +7,7 @@ use hfcache_base::meta::{
     Applied, Attr, Change, ChunkRef, Content, DirEntry, FileKind, Lock, LockHolder, LockKind, Op, Piece,
     RaftStatus, Reply, Session, Share, SharedMap, Token, Totals,
 };
-use hfcache_base::seam::{ChangeSink, Clock, Meta, Moment, View};
+use hfcache_base::seam::{ChangeSink, Clock, Meta, Moment, Unlocked, View};
 use hfcache_base::{ChunkId, InodeId, Kind, Result, SessionId};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -327,8 +327,8 @@ impl Meta for NodeMeta {
         }
     }
 
-    fn unlock_local(&self, _: InodeId, _: Lock) -> bool {
-        false
+    fn unlock_local(&self, _: InodeId, _: Lock) -> Unlocked {
+        Unlocked::Ask
     }
 
     async fn unlock(&self, ino: InodeId, lock: Lock) -> Result<()> {

@@ -6,6 +6,7 @@ use crate::consensus::membership::{Group, Step, plan};
 use crate::consensus::network::Node;
 use crate::consensus::propose::Proposer;
 use crate::consensus::store::Store;
+use crate::kv_redb::Reader;
 use crate::state::StateView;
 use hfcache_base::limits::CALL_DEADLINE;
 use hfcache_base::meta::{Applied, Change, ChunkRef, Op};
@@ -123,8 +124,8 @@ impl Duties {
         }
     }
 
-    fn view(&self) -> Result<StateView<crate::kv_redb::Reader>> {
-        Ok(StateView::new(self.store.reader()?))
+    fn view(&self) -> StateView<Arc<Reader>> {
+        StateView::new(self.store.reader())
     }
 
     async fn close_sessions(&self) -> Result<()> {
@@ -138,7 +139,7 @@ impl Duties {
     }
 
     async fn mark_active(&self) -> Result<()> {
-        let running: Vec<NodeId> = self.view()?.sessions()?.into_iter().map(|s| s.node).collect();
+        let running: Vec<NodeId> = self.view().sessions()?.into_iter().map(|s| s.node).collect();
         let map = self.store.map();
         for node in map.nodes.values() {
             if node.state == NodeState::Joined && running.contains(&node.id) {
@@ -213,7 +214,7 @@ impl Duties {
     }
 
     async fn reap(&self) -> Result<()> {
-        if self.view()?.has_orphans()? {
+        if self.view().has_orphans()? {
             self.proposer.commit_for_cluster(Op::Reap).await?;
         }
         Ok(())
@@ -221,7 +222,7 @@ impl Duties {
 
     async fn expire_trash(&self) -> Result<()> {
         for _ in 0..EXPIRE_COMMANDS {
-            if !self.view()?.trash_is_due(self.clock.wall())? {
+            if !self.view().trash_is_due(self.clock.wall())? {
                 break;
             }
             self.proposer.commit_for_cluster(Op::ExpireTrash).await?;
@@ -246,7 +247,7 @@ impl Duties {
         if raising.done {
             return Ok(());
         }
-        let page = self.view()?.chunks(raising.after, RAISE_PAGE)?;
+        let page = self.view().chunks(raising.after, RAISE_PAGE)?;
         self.add_copies(page.iter().copied(), raising.parity).await?;
         match page.last() {
             Some(last) => raising.after = last.id,
@@ -264,7 +265,7 @@ impl Duties {
         if ids.is_empty() {
             return Ok(());
         }
-        let view = self.view()?;
+        let view = self.view();
         let mut chunks = Vec::with_capacity(ids.len());
         for id in ids {
             chunks.extend(view.chunk(id)?);

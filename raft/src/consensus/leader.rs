@@ -237,7 +237,7 @@ impl Leader {
     }
 
     fn live_sessions(&self) -> Result<BTreeSet<SessionId>> {
-        let view = StateView::new(self.store.reader()?);
+        let view = StateView::new(self.store.reader());
         Ok(view.sessions()?.into_iter().map(|s| s.id).collect())
     }
 

@@ -99,7 +99,7 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        let reader = self.store.reader().map_err(io::Error::other)?;
+        let reader = self.store.reader();
         store::position(&reader).map_err(io::Error::other)
     }
 
@@ -145,7 +145,7 @@ impl RaftStateMachine<Types> for Machine {
 
 /// The newest state as a snapshot: the pages are pinned until it is dropped or written out.
 fn current(store: &Store) -> Result<StateSnapshot> {
-    let reader = store.reader()?;
+    let reader = store.reader();
     let (last_log_id, last_membership) = store::position(&reader)?;
     let meta = SnapshotMeta { last_log_id, last_membership };
     Ok(Snapshot { meta, snapshot: Image::Live(reader) })
@@ -163,7 +163,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<StateSnapshot, io::Error> {
         let position = {
-            let reader = self.store.reader().map_err(io::Error::other)?;
+            let reader = self.store.reader();
             store::position(&reader).map_err(io::Error::other)?
         };
         self.store.flush().await.map_err(io::Error::other)?;

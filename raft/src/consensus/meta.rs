@@ -5,8 +5,7 @@ use crate::consensus::node::Consensus;
 use crate::consensus::propose::Proposer;
 use crate::consensus::settle::{Settling, Thing};
 use crate::consensus::store::Store;
-use crate::kv::{self, Table};
-use crate::kv_redb::Reader;
+use crate::kv;
 use crate::locks::{LocalLocks, Propose, Replica};
 use crate::state::{LockRecord, StateView};
 use async_trait::async_trait;
@@ -15,52 +14,16 @@ use hfcache_base::meta::{
     Applied, Attr, Change, ChunkRef, Content, DirEntry, Lock, LockHolder, LockKind, Op, Quota, RaftStatus,
     Rate, Reply, Session, Share, SharedMap, Subject, Token, Totals, TrashId, Trashed, Usage,
 };
-use hfcache_base::seam::{ChangeSink, Meta, Moment, View};
-use hfcache_base::{ChunkId, Error, InodeId, Kind, Result, SessionId};
+use hfcache_base::seam::{ChangeSink, Meta, Moment, Unlocked, View};
+use hfcache_base::{ChunkId, InodeId, Result, SessionId};
 use std::cell::Cell;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A state, or a store that could not even be opened for reading: then every look-up says so.
-enum State {
-    Open(Reader),
-    Failed(Kind),
-}
-
-impl kv::Read for State {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        match self {
-            Self::Open(reader) => reader.get(table, key),
-            Self::Failed(kind) => Err(Error::new(*kind, "open state")),
-        }
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        from: Bound<&[u8]>,
-        to: Bound<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<()> {
-        match self {
-            Self::Open(reader) => reader.scan(table, from, to, visit),
-            Self::Failed(kind) => Err(Error::new(*kind, "open state")),
-        }
-    }
-}
-
 impl Consensus {
     fn view(&self) -> Box<dyn View + '_> {
-        let state = match self.store.reader() {
-            Ok(reader) => State::Open(reader),
-            Err(e) => {
-                tracing::error!(error = %e, "open state");
-                State::Failed(e.kind())
-            }
-        };
         Box::new(Watched {
-            view: StateView::new(state),
+            view: StateView::new(self.store.reader()),
             settling: self.store.settling(),
             settles_at: Cell::new(None),
         })
@@ -256,7 +219,7 @@ impl Meta for Consensus {
         self.locks.lock(ino, lock, wait).await
     }
 
-    fn unlock_local(&self, ino: InodeId, lock: Lock) -> bool {
+    fn unlock_local(&self, ino: InodeId, lock: Lock) -> Unlocked {
         self.locks.unlock_local(ino, lock)
     }
 
@@ -305,7 +268,7 @@ pub(crate) struct LockReplica {
 #[async_trait]
 impl Replica for LockReplica {
     fn locks(&self, ino: InodeId) -> Result<LockRecord> {
-        StateView::new(self.store.reader()?).locks(ino)
+        StateView::new(self.store.reader()).locks(ino)
     }
 
     fn leased(&self) -> bool {

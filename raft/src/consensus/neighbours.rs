@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hfcache_base::limits::OPERATION_DEADLINE;
 use hfcache_base::meta::LockHolder;
 use hfcache_base::seam::{Answer, Call, Net, Service, ServiceId};
-use hfcache_base::{Error, InodeId, Kind, NodeId, Result, SessionId, wire};
+use hfcache_base::{Error, InodeId, Kind, NodeId, Result, wire};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -23,7 +23,7 @@ const QUESTIONS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct UntilGivenUp {
     ino: InodeId,
-    holder: SessionId,
+    holder: LockHolder,
     next: LockHolder,
 }
 
@@ -44,8 +44,8 @@ impl Asking {
 impl Neighbours for Asking {
     async fn until_given_up(&self, ino: InodeId, holder: LockHolder, next: LockHolder) -> Result<bool> {
         let Ok(_question) = self.questions.try_acquire() else { return Ok(false) };
-        let node = StateView::new(self.store.reader()?).node_of(holder.session)?;
-        let ask = UntilGivenUp { ino, holder: holder.session, next };
+        let node = StateView::new(self.store.reader()).node_of(holder.session)?;
+        let ask = UntilGivenUp { ino, holder, next };
         let call = Call::new(ServiceId::Locks, wire::encode(&ask));
         wire::decode(&self.net.call(node, call, OPERATION_DEADLINE).await?.head)
     }
@@ -61,10 +61,10 @@ pub(crate) struct Answering {
 impl Service for Answering {
     async fn serve(&self, from: NodeId, head: Bytes, _body: Bytes) -> Result<Answer> {
         let UntilGivenUp { ino, holder, next } = wire::decode(&head)?;
-        if StateView::new(self.store.reader()?).node_of(next.session)? != from {
+        if StateView::new(self.store.reader()).node_of(next.session)? != from {
             return Err(Error::new(Kind::Unauthorized, "a lock for another node"));
         }
-        let given_up = self.locks.until_given_up(ino, holder, next).await;
+        let given_up = self.locks.until_given_up(ino, holder).await;
         Ok(Answer { head: wire::encode(&given_up).into(), body: Bytes::new() })
     }
 }

@@ -47,6 +47,7 @@ impl Thing {
             // Nothing of these is told to applications as a state that they might compare.
             Change::ChunkAdded(_)
             | Change::ChunkFreed(_)
+            | Change::LockQueued(_)
             | Change::LockGranted { .. }
             | Change::Recall { .. }
             | Change::LocksReturned(_)

@@ -75,6 +75,8 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 pub struct Store {
     dir: PathBuf,
     db: RwLock<Arc<Database>>,
+    /// Of the newest committed state. Made once for each, as most are asked for very little.
+    latest: RwLock<Arc<Reader>>,
     /// Held while a transaction is written or the file is replaced.
     gate: Mutex<()>,
     /// Something was committed without a sync.
@@ -95,8 +97,10 @@ impl Store {
         let db = open_database(&dir.join(STATE_FILE), CACHE_BYTES)?;
         check_format(&db).map_err(|e| e.context(format!("open {}", dir.join(STATE_FILE).display())))?;
         let (applied, _) = watch::channel(0);
+        let latest = RwLock::new(Arc::new(Reader::new(&db)?));
         let store = Self {
             dir: dir.to_owned(),
+            latest,
             db: RwLock::new(Arc::new(db)),
             gate: Mutex::new(()),
             dirty: AtomicBool::new(false),
@@ -113,11 +117,8 @@ impl Store {
     }
 
     /// A consistent, unchanging state: the newest committed one.
-    ///
-    /// # Errors
-    /// Only if the file is damaged or cannot be read.
-    pub fn reader(&self) -> Result<Reader> {
-        Reader::new(&self.db.read())
+    pub fn reader(&self) -> Arc<Reader> {
+        self.latest.read().clone()
     }
 
     /// Where the state's files are.
@@ -184,9 +185,10 @@ impl Store {
             self.settling.changed(at.index, &applied);
         }
         txn.commit().map_err(failed)?;
+        *self.latest.write() = Arc::new(Reader::new(&db)?);
         self.dirty.store(true, Ordering::Release);
         if applied.iter().any(|one| one.changes.contains(&Change::Map)) {
-            self.refresh_map(self.reader()?)?;
+            self.refresh_map(self.reader())?;
         }
         if !applied.is_empty() {
             for sink in self.sinks.read().iter() {
@@ -245,11 +247,13 @@ impl Store {
         })
         .await
         .map_err(|e| Error::new(Kind::Internal, "replace state").with_source(e))??;
-        if let (Some(at), _) = position(&Reader::new(&db)?)? {
+        let reader = Reader::new(&db)?;
+        if let (Some(at), _) = position(&reader)? {
             // Before anyone can see it.
             self.settling.all_changed(at.index);
         }
         *self.db.write() = Arc::new(db);
+        *self.latest.write() = Arc::new(reader);
         self.dirty.store(false, Ordering::Release);
         let at = self.refresh()?;
         for sink in self.sinks.read().iter() {
@@ -263,7 +267,7 @@ impl Store {
 
     /// Reads map and position of a state that was not reached by [`Store::write`].
     fn refresh(&self) -> Result<Option<LogId>> {
-        let reader = self.reader()?;
+        let reader = self.reader();
         let (at, _) = position(&reader)?;
         self.refresh_map(reader)?;
         self.applied.send_if_modified(|index| {
@@ -274,7 +278,7 @@ impl Store {
         Ok(at)
     }
 
-    fn refresh_map(&self, reader: Reader) -> Result<()> {
+    fn refresh_map(&self, reader: Arc<Reader>) -> Result<()> {
         let map = StateView::new(reader).map()?;
         *self.map.write() = Arc::new(map);
         Ok(())

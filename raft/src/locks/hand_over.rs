@@ -12,8 +12,8 @@ use super::Inner;
 use super::table::Table;
 use async_trait::async_trait;
 use hfcache_base::meta::{Lock, LockHolder, LockKind, Op, Reply};
-use hfcache_base::{InodeId, Result, SessionId};
-use std::collections::BTreeMap;
+use hfcache_base::{InodeId, Result};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -46,6 +46,14 @@ fn owner(ino: InodeId, lock: &Lock) -> Owner {
     (ino, lock.kind, lock.owner)
 }
 
+/// A node that waits for an unlock here.
+struct Asked {
+    of: Owner,
+    tell: oneshot::Sender<()>,
+    /// Others wait behind it.
+    more: bool,
+}
+
 /// What is on its way from node to node.
 #[derive(Default)]
 pub(crate) struct Transit {
@@ -53,10 +61,10 @@ pub(crate) struct Transit {
     early: BTreeMap<InodeId, Lock>,
     /// Unlocks that were proposed and are not applied yet.
     leaving: BTreeMap<u64, Owner>,
-    /// Locks that others were told are given up; their unlock is about to be proposed, or was. Whether more wait.
-    passed: BTreeMap<Owner, bool>,
-    /// Who wants to hear of an unlock, by the number of the question.
-    questions: BTreeMap<u64, (InodeId, LockHolder, oneshot::Sender<()>)>,
+    /// Locks that others were told are given up; their unlock is about to be proposed, or was.
+    passed: BTreeSet<Owner>,
+    /// By number.
+    questions: BTreeMap<u64, Asked>,
 }
 
 impl Transit {
@@ -78,7 +86,7 @@ impl Transit {
     /// Whether the owner is giving something up here: his next request waits for that.
     pub fn is_leaving(&self, ino: InodeId, lock: &Lock) -> bool {
         let who = owner(ino, lock);
-        self.passed.contains_key(&who) || self.leaving.values().any(|o| *o == who)
+        self.passed.contains(&who) || self.leaving.values().any(|o| *o == who)
     }
 
     /// The state has granted a lock; whether it was held early.
@@ -97,14 +105,31 @@ impl Transit {
         self.questions.clear();
     }
 
-    /// A lock is about to be given up in favour of `next`, behind whom `more` may wait: tells whoever asked for that.
-    pub fn pass(&mut self, ino: InodeId, lock: &Lock, next: &LockHolder, more: bool) {
-        let asked = self.questions.iter().find(|(_, (of, by, _))| *of == ino && by == next).map(|(n, _)| *n);
-        let Some((.., tell)) = asked.and_then(|number| self.questions.remove(&number)) else { return };
-        // The one who asked may have gone.
-        if tell.send(()).is_ok() {
-            self.passed.insert(owner(ino, lock), more);
+    /// One more waits for a lock of the inode.
+    pub fn queued(&mut self, ino: InodeId) {
+        self.questions.values_mut().filter(|asked| asked.of.0 == ino).for_each(|asked| asked.more = true);
+    }
+
+    /// A lock is about to be given up. If somebody asked for that he shall be told, and it is passed on; how much
+    /// later the log may follow.
+    pub fn pass(
+        &mut self,
+        ino: InodeId,
+        lock: &Lock,
+    ) -> Option<(Vec<oneshot::Sender<()>>, Option<Duration>)> {
+        let who = owner(ino, lock);
+        let asked = self.questions.extract_if(.., |_, asked| asked.of == who);
+        let (tell, more): (Vec<_>, Vec<_>) = asked.map(|(_, asked)| (asked.tell, asked.more)).unzip();
+        if tell.is_empty() {
+            return None;
         }
+        self.passed.insert(who);
+        Some((tell, (!more.contains(&true)).then_some(LOG_AFTER)))
+    }
+
+    /// Whether a lock was passed on, so that it has to be given up in the state, too.
+    pub fn is_passed(&self, ino: InodeId, lock: &Lock) -> bool {
+        self.passed.contains(&owner(ino, lock))
     }
 }
 
@@ -122,15 +147,16 @@ impl Drop for Question<'_> {
 
 impl Inner {
     /// See [`super::LocalLocks::until_given_up`].
-    pub(super) async fn until_given_up(&self, ino: InodeId, holder: SessionId, next: LockHolder) -> bool {
+    pub(super) async fn until_given_up(&self, ino: InodeId, holder: LockHolder) -> bool {
         let (tell, told) = oneshot::channel();
         let number = {
             let mut table = self.table.lock();
-            if table.session != Some(holder) || table.transit.questions.len() >= QUESTIONS_MAX {
+            if table.session != Some(holder.session) || table.transit.questions.len() >= QUESTIONS_MAX {
                 return false;
             }
             let number = table.number();
-            table.transit.questions.insert(number, (ino, next, tell));
+            let more = self.replica.locks(ino).is_ok_and(|record| record.queue.waiting.len() > 1);
+            table.transit.questions.insert(number, Asked { of: owner(ino, &holder.lock), tell, more });
             number
         };
         let _question = Question { inner: self, number };
@@ -190,7 +216,7 @@ impl Inner {
     /// Gives a lock, or a place in the queue, up in the state. What is held early waits for its grant first: until
     /// then the place in the queue is all that this session has.
     pub(super) async fn give_up(&self, ino: InodeId, lock: Lock) -> Result<Reply> {
-        let (number, passed) = loop {
+        let number = loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
@@ -199,14 +225,11 @@ impl Inner {
                 if !table.transit.is_early(ino, lock.kind, lock.owner) {
                     let number = table.number();
                     table.transit.leaving.insert(number, owner(ino, &lock));
-                    break (number, table.transit.passed.get(&owner(ino, &lock)).copied());
+                    break number;
                 }
             }
             changed.await;
         };
-        if passed == Some(false) {
-            self.clock.sleep(LOG_AFTER).await;
-        }
         let done = self.propose(Op::Unlock { ino, lock }).await;
         {
             let mut table = self.table.lock();

@@ -3,8 +3,8 @@
 
 use super::table::{Attempt, Place, Told};
 use super::{Inner, PROBE, RECALL_PATIENCE};
-use crate::state::lock::same_owner;
 use hfcache_base::meta::{Lock, LockHolder, LockKind, LockReply, Op, Reply};
+use hfcache_base::seam::Unlocked;
 use hfcache_base::{Error, InodeId, Kind, Result};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -259,30 +259,33 @@ impl Inner {
         }
     }
 
-    pub(super) fn unlock_here(self: &Arc<Self>, ino: InodeId, lock: Lock) -> Option<Result<(), Kind>> {
+    pub(super) fn unlock_here(self: &Arc<Self>, ino: InodeId, lock: Lock) -> Result<Unlocked, Kind> {
         let mut table = self.table.lock();
         if let Some(done) = table.unlock(ino, lock) {
             self.return_if_idle(&mut table, ino);
-            return Some(done);
+            return done.map(|()| Unlocked::Here);
         }
-        let session = table.session?;
+        let Some(session) = table.session else { return Ok(Unlocked::Ask) };
         let busy = table.entries.contains_key(&ino)
             || table.is_undoing(ino, &lock)
             || table.asks(ino, lock.kind, lock.owner)
             || table.transit.is_early(ino, lock.kind, lock.owner);
-        if busy {
-            return None;
+        if busy || table.transit.is_passed(ino, &lock) {
+            return Ok(Unlocked::Ask);
+        }
+        if let Some((asked, log_after)) = table.transit.pass(ino, &lock) {
+            // Who is told needs the table. If nobody waits any more the state is all there is.
+            drop(table);
+            for tell in asked {
+                let _ = tell.send(());
+            }
+            return Ok(log_after.map_or(Unlocked::Ask, Unlocked::AskAfter));
         }
         // All that this node asked for is applied here, so nothing held there is nothing held.
-        let record = self.replica.locks(ino).ok()?;
-        let free =
-            record.delegated != Some(session) && !record.queue.held.holds(session, lock.kind, lock.owner);
-        if let Some((holder, next)) = record.hand_over()
-            && same_owner(&holder, &LockHolder { session, lock })
-        {
-            table.transit.pass(ino, &holder.lock, &next, record.queue.waiting.len() > 1);
-        }
-        free.then_some(Ok(()))
+        let free = self.replica.locks(ino).is_ok_and(|record| {
+            record.delegated != Some(session) && !record.queue.held.holds(session, lock.kind, lock.owner)
+        });
+        Ok(if free { Unlocked::Here } else { Unlocked::Ask })
     }
 
     /// Gives up a range; `undoing` is the request that is being undone itself and waits for no other.

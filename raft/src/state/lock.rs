@@ -262,6 +262,8 @@ impl Queue {
 pub enum Event {
     /// This session must return its delegation.
     Recall(SessionId),
+    /// A request waits.
+    Queued,
     /// A request that waited is granted; as a delegation if `true` (then also if it did not wait).
     Granted(LockHolder, bool),
     /// The delegation has come back.
@@ -341,7 +343,10 @@ impl LockRecord {
         Ok(match verdict {
             Verdict::Granted => LockReply::Granted,
             Verdict::Conflict(holder) => LockReply::Conflict(holder),
-            Verdict::Queued(holder) => LockReply::Queued(holder),
+            Verdict::Queued(holder) => {
+                events.push(Event::Queued);
+                LockReply::Queued(holder)
+            }
         })
     }
 

@@ -70,6 +70,7 @@ impl Machine<'_> {
         }
         for event in events {
             self.changed(match event {
+                Event::Queued => Change::LockQueued(ino),
                 Event::Recall(session) => Change::Recall { session, ino },
                 Event::Granted(LockHolder { session, lock }, delegated) => {
                     Change::LockGranted { session, ino, lock, delegated }

@@ -271,8 +271,8 @@ impl Meta for MemMeta {
     async fn lock(&self, _: InodeId, _: Lock, _: bool) -> Result<()> {
         no()
     }
-    fn unlock_local(&self, _: InodeId, _: Lock) -> bool {
-        false
+    fn unlock_local(&self, _: InodeId, _: Lock) -> Unlocked {
+        Unlocked::Ask
     }
     async fn unlock(&self, _: InodeId, _: Lock) -> Result<()> {
         no()
