@@ -7,7 +7,8 @@
 //! registry  which nodes run on this machine
 //! found     makes a node: a new cluster, or a join
 //! run       builds the parts and owns the order of start and stop
-//! guard     takes the mount away when the node dies without a word
+//! guard     takes the mount away when the node dies without a word; lists its directories ahead of who asks
+//! later     calls that come somewhat later
 //! admin     the Unix socket between the two: one JSON line a message
 //! control   what that socket can ask, and who may join
 //! status    what the whole cluster says of itself, and whether that is healthy

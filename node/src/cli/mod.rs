@@ -83,7 +83,7 @@ enum Command {
     /// Show the configuration and explain it
     #[command(subcommand)]
     Config(config::Command),
-    /// Take a mount away when its node dies; started by the node itself
+    /// Take a mount away when its node dies, list directories of it until then; started by the node itself
     #[command(hide = true)]
     Guard {
         /// Data directory of the node
