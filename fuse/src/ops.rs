@@ -72,7 +72,8 @@ pub struct Place {
 /// A file that was opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Opened {
-    /// The file system's own number of this open file; comes back with every call on it.
+    /// The file system's own number of this open file; comes back with every call on it. Of a file it is given once:
+    /// a `flock` is held by it.
     pub handle: u64,
     /// Pages the kernel kept from an earlier open are still right.
     pub keep_cache: bool,

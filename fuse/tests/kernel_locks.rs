@@ -6,6 +6,7 @@ mod kernel_memory;
 
 use hfcache_base::meta::LockKind;
 use kernel_memory::{World, eventually};
+use std::collections::HashSet;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -48,6 +49,26 @@ fn flock_and_fcntl_arrive_as_what_they_are() {
     let unlocked = world.fs.unlocked.lock().clone();
     assert!(unlocked.iter().any(|l| (l.kind, l.start, l.end) == (LockKind::Posix, 6, 9)));
     assert_eq!(Some(flock.owner), world.fs.released.lock().iter().flatten().next().copied());
+}
+
+/// The kernel gives its number of an open file to the next one, before the RELEASE of the first is served.
+#[test]
+fn whoever_opens_the_file_next_is_another_owner() {
+    let world = World::new();
+    let path = world.path("f");
+    fs::write(&path, b"x").unwrap();
+    for round in 1..=50 {
+        let file = fs::File::open(&path).unwrap();
+        file.lock().unwrap();
+        drop(file);
+        eventually("the flock is dropped with the file", || {
+            world.fs.released.lock().iter().flatten().count() == round
+        });
+    }
+    let owners: HashSet<u64> = world.fs.released.lock().iter().flatten().copied().collect();
+    assert_eq!(owners.len(), 50);
+    let asked: HashSet<u64> = world.fs.asked.lock().iter().map(|(lock, _)| lock.owner).collect();
+    assert_eq!(asked, owners);
 }
 
 #[test]

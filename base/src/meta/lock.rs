@@ -17,7 +17,7 @@ pub enum LockKind {
 pub struct Lock {
     /// `flock` or `fcntl`.
     pub kind: LockKind,
-    /// The kernel's lock owner, unique on its node.
+    /// Who holds it, unique on its node: for `flock` the handle of the open file, for `fcntl` the kernel's owner.
     pub owner: u64,
     /// Exclusive (write) or shared (read).
     pub exclusive: bool,

@@ -295,8 +295,8 @@ pub fn decode<'a>(header: &Header, mut body: Reader<'a>, agreed: u64) -> Result<
             let handle = body.u64()?;
             body.u32()?;
             let unlock = body.u32()? & flag::RELEASE_FLOCK_UNLOCK != 0;
-            let owner = body.u64()?;
-            Request::Release { handle, flock_owner: unlock.then_some(owner) }
+            let _kernels_owner = body.u64()?;
+            Request::Release { handle, flock_owner: unlock.then_some(flock_owner(handle)) }
         }
         op::FALLOCATE => Request::Fallocate {
             handle: body.u64()?,
@@ -458,6 +458,13 @@ fn copy<'a>(body: &mut Reader<'a>, wide: bool) -> Result<Request<'a>, Malformed>
     }
 }
 
+/// Who holds a `flock` through an open file. The kernel's own number for him is that of the open file in its memory,
+/// which the next one that is opened may get, before the RELEASE of the last one is served: then that would take the
+/// lock from it. A handle is given once.
+const fn flock_owner(handle: u64) -> u64 {
+    handle
+}
+
 /// The handle, a lock and its type.
 fn lock(body: &mut Reader<'_>) -> Result<(u64, Lock, i32), Malformed> {
     let handle = body.u64()?;
@@ -471,7 +478,7 @@ fn lock(body: &mut Reader<'_>) -> Result<(u64, Lock, i32), Malformed> {
     }
     let lock = Lock {
         kind: if flock { LockKind::Flock } else { LockKind::Posix },
-        owner,
+        owner: if flock { flock_owner(handle) } else { owner },
         exclusive: kind == libc::F_WRLCK,
         start,
         end: if end >= OFFSET_MAX { u64::MAX } else { end },

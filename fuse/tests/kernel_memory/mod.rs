@@ -49,6 +49,8 @@ pub struct Memory {
     pub reads: AtomicU64,
     /// OPENs so far.
     pub opens: AtomicU64,
+    /// Handles given so far.
+    handles: AtomicU64,
     /// FLUSHes so far.
     pub flushes: AtomicU64,
     /// Every lock request that came in: who asked, what, and whether it may wait.
@@ -99,6 +101,7 @@ impl Default for Memory {
             entry_ttl: AtomicU64::new(0),
             attr_ttl: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
+            handles: AtomicU64::new(0),
             slow_lookups: AtomicU64::new(0),
             hold: Mutex::default(),
             held: AtomicU64::new(0),
@@ -124,6 +127,10 @@ impl Default for Memory {
 }
 
 impl Memory {
+    fn handle(&self) -> u64 {
+        self.handles.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     fn entry(&self, tree: &mut Tree, ino: InodeId) -> Result<Entry> {
         let attr = tree.node(ino)?.attr.clone();
         let ttl = |of: &AtomicU64| Duration::from_millis(of.load(Ordering::Relaxed));
@@ -375,21 +382,23 @@ impl FileSystem for Memory {
         _: u32,
         reply: Reply<(Entry, Opened)>,
     ) {
+        let handle = self.handle();
         self.with(reply, |tree| {
             let ino = tree.make(caller, parent, name, NewNode::File, mode)?;
-            let opened = Opened { handle: ino.0, ..Opened::default() };
+            let opened = Opened { handle, ..Opened::default() };
             Ok((self.entry(tree, ino)?, opened))
         });
     }
 
     fn open(&self, _: Caller, ino: InodeId, flags: u32, reply: Reply<Opened>) {
         self.opens.fetch_add(1, Ordering::SeqCst);
+        let handle = self.handle();
         self.with(reply, |tree| {
             if flags & libc::O_TRUNC as u32 != 0 {
                 tree.resize(ino, 0)?;
             }
             let no_flush = flags as i32 & libc::O_ACCMODE == libc::O_RDONLY;
-            Ok(Opened { handle: ino.0, keep_cache: true, no_flush, ..Opened::default() })
+            Ok(Opened { handle, keep_cache: true, no_flush, ..Opened::default() })
         });
     }
 
