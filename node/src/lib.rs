@@ -8,7 +8,6 @@
 //! found     makes a node: a new cluster, or a join
 //! run       builds the parts and owns the order of start and stop
 //! guard     takes the mount away when the node dies without a word; lists its directories ahead of who asks
-//! later     calls that come somewhat later
 //! admin     the Unix socket between the two: one JSON line a message
 //! control   what that socket can ask, and who may join
 //! status    what the whole cluster says of itself, and whether that is healthy
@@ -32,7 +31,6 @@ pub mod doctor;
 pub mod facts;
 pub mod found;
 pub mod guard;
-pub mod later;
 pub mod leave;
 pub mod log;
 pub mod notify;

@@ -56,15 +56,19 @@ impl Place {
         walk(view, &self.names(path)?).map_err(lost)
     }
 
+    /// A path from the tree's root as one from the mount's, if the mount shows it.
+    pub fn below<'a>(&self, path: &'a [u8]) -> Option<&'a Path> {
+        let shown: PathBuf = self.subdir.iter().map(|name| OsStr::from_bytes(name)).collect();
+        Path::new(OsStr::from_bytes(path)).strip_prefix(shown).ok()
+    }
+
     /// What to call a path from the tree's root: its path on this machine if the mount shows it.
     pub fn describe(&self, path: &[u8]) -> String {
-        let path = Path::new(OsStr::from_bytes(path));
-        let shown: PathBuf = self.subdir.iter().map(|name| OsStr::from_bytes(name)).collect();
-        match path.strip_prefix(shown) {
+        match self.below(path) {
             // Joining nothing would add a slash.
-            Ok(below) if below.as_os_str().is_empty() => self.mount.display().to_string(),
-            Ok(below) => self.mount.join(below).display().to_string(),
-            Err(_) => format!("(tree)/{}", path.display()),
+            Some(below) if below.as_os_str().is_empty() => self.mount.display().to_string(),
+            Some(below) => self.mount.join(below).display().to_string(),
+            None => format!("(tree)/{}", OsStr::from_bytes(path).display()),
         }
     }
 }
@@ -140,5 +144,19 @@ mod tests {
         std::os::unix::fs::symlink("a", real.join("link")).unwrap();
         assert_eq!(settled(&real.join("link")), real.join("a"));
         assert_eq!(settled(&real.join("link/gone/x")), real.join("a/gone/x"));
+    }
+
+    #[test]
+    fn paths_are_those_of_what_the_mount_shows() {
+        for (shown, path, wanted) in [
+            ("", "a/b", Some("a/b")),
+            ("", "", Some("")),
+            ("a", "a/b", Some("b")),
+            ("a", "a", Some("")),
+            ("a", "ab/c", None),
+            ("a/b", "a", None),
+        ] {
+            assert_eq!(place(shown).below(path.as_bytes()), wanted.map(Path::new), "{shown} {path}");
+        }
     }
 }

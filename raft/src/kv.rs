@@ -4,7 +4,6 @@
 use hfcache_base::Result;
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 
 /// A part of the state. The number is the first byte of every key on disk: fixed for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,22 +70,6 @@ pub trait Read {
         to: Bound<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<()>;
-}
-
-impl<R: Read + ?Sized> Read for Arc<R> {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        (**self).get(table, key)
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        from: Bound<&[u8]>,
-        to: Bound<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<()> {
-        (**self).scan(table, from, to, visit)
-    }
 }
 
 impl<R: Read + ?Sized> Read for &R {

@@ -8,6 +8,7 @@ use crate::kv::{self, Table};
 use hfcache_base::{Error, Kind, Result};
 use redb::{ReadOnlyTable, ReadableTable, TableDefinition};
 use std::ops::Bound;
+use std::sync::Arc;
 
 /// The only table of a state file.
 pub const STATE: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("state");
@@ -82,9 +83,10 @@ fn is_empty(from: &Bound<Vec<u8>>, to: &Bound<Vec<u8>>) -> bool {
     }
 }
 
-/// One state of the file. It pins pages while it lives: never keep it across an `await`.
+/// One state of the file. It pins pages while it lives: never keep it across an `await`. Cheap to clone.
+#[derive(Clone)]
 pub struct Reader {
-    rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    rows: Arc<ReadOnlyTable<&'static [u8], &'static [u8]>>,
 }
 
 impl Reader {
@@ -95,7 +97,7 @@ impl Reader {
     pub fn new(db: &redb::Database) -> Result<Self> {
         use redb::ReadableDatabase;
         let txn = db.begin_read().map_err(failed)?;
-        Ok(Self { rows: txn.open_table(STATE).map_err(failed)? })
+        Ok(Self { rows: Arc::new(txn.open_table(STATE).map_err(failed)?) })
     }
 
     /// Shows every pair of every table, with full keys, in order.
@@ -113,7 +115,7 @@ impl Reader {
 
 impl kv::Read for Reader {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        get(&self.rows, table, key)
+        get(&*self.rows, table, key)
     }
 
     fn scan(
@@ -123,7 +125,7 @@ impl kv::Read for Reader {
         to: Bound<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<()> {
-        scan(&self.rows, table, from, to, visit)
+        scan(&*self.rows, table, from, to, visit)
     }
 }
 

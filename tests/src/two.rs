@@ -96,6 +96,15 @@ pub fn stat(path: &Path) -> fs::Metadata {
     fs::symlink_metadata(path).unwrap_or_else(|why| panic!("stat {}: {why}", path.display()))
 }
 
+/// When it was read last, to the nanosecond.
+///
+/// # Panics
+/// As [`stat`].
+pub fn atime(path: &Path) -> (i64, i64) {
+    let found = stat(path);
+    (found.atime(), found.atime_nsec())
+}
+
 /// All names in a directory, sorted.
 ///
 /// # Panics

@@ -1,7 +1,7 @@
 //! When files were read, by the rules of `relatime`, as two nodes tell it.
 
 use hfcache_tests::listing::Listing;
-use hfcache_tests::two::{self, Check, Two, read, stat, write};
+use hfcache_tests::two::{self, Check, Two, atime, read, stat, write};
 use hfcache_tests::{eventually, sys};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
@@ -24,11 +24,6 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 #[test]
 fn reads_are_kept_as_relatime_says() {
     two::on_cluster("read_times", CHECKS);
-}
-
-fn atime(path: &Path) -> (i64, i64) {
-    let found = stat(path);
-    (found.atime(), found.atime_nsec())
 }
 
 fn others(path: &Path) -> [(i64, i64); 2] {

@@ -2,8 +2,8 @@
 //! directory before it asks.
 
 use hfcache_tests::cluster::Cluster;
+use hfcache_tests::two::{atime, stat};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -17,15 +17,6 @@ const TRIES: usize = 20;
 
 fn file(dir: &Path, number: usize) -> PathBuf {
     dir.join(format!("file-{number}"))
-}
-
-fn stat(path: &Path) -> fs::Metadata {
-    fs::metadata(path).unwrap_or_else(|e| panic!("stat {}: {e}", path.display()))
-}
-
-fn atime(path: &Path) -> (i64, i64) {
-    let meta = stat(path);
-    (meta.atime(), meta.atime_nsec())
 }
 
 /// How many of the other names are answered while the node is stopped: by the kernel alone.

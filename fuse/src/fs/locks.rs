@@ -184,8 +184,8 @@ impl Core {
             .file(ino)
             .filter(|f| f.is_dirty() && !f.orphaned.load(Ordering::SeqCst))
             .filter(|_| self.meta.lock_held(ino, lock.kind, lock.owner));
-        let core = Arc::clone(self);
         if let Some(file) = dirty {
+            let core = Arc::clone(self);
             return self.answer_long(reply, async move {
                 if let Err(e) = core.save(&file).await {
                     // Unlocking goes on; the error is for the flush that asks about the data.
@@ -194,14 +194,19 @@ impl Core {
                 core.give_up(ino, lock).await
             });
         }
-        let ask = move |reply| {
+        let pause = match self.meta.unlock_local(ino, lock) {
+            Unlocked::Here => return reply.ok(()),
+            Unlocked::Ask => None,
+            Unlocked::AskAfter(pause) => Some(pause),
+        };
+        let core = Arc::clone(self);
+        let ask = move || {
             let asking = Arc::clone(&core);
             core.answer(reply, async move { asking.meta.unlock(ino, lock).await });
         };
-        match self.meta.unlock_local(ino, lock) {
-            Unlocked::Here => reply.ok(()),
-            Unlocked::Ask => ask(reply),
-            Unlocked::AskAfter(pause) => self.clock.later(pause, Box::new(move || ask(reply))),
+        match pause {
+            None => ask(),
+            Some(pause) => self.clock.later(pause, Box::new(ask)),
         }
     }
 

@@ -3,8 +3,8 @@
 //! otherwise wait for an answer each time, and the wake-ups cost more than the answers.
 //!
 //! The kernel takes attributes of many names at once only as the answer to a listing, and only a process can ask
-//! for one: a [`Lister`]. So that no listing is for nothing, each is no larger than what was asked for before it
-//! gives reason to, and one that saved nothing is followed by less of them.
+//! for one: a [`Lister`]. So that little is listed for nothing, the first part is small, each further one needs more
+//! look-ups as a reason, and where listings do not keep the kernel from asking they become rare.
 
 use super::Core;
 use crate::ops::{Listed, Lister, Listing};

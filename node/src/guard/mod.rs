@@ -12,6 +12,7 @@
 mod listing;
 
 use crate::data::DataDir;
+use crate::place::Place;
 use crate::preflight::{self, MountEntry};
 use anyhow::{Context, Result, bail};
 use hfcache_base::InodeId;
@@ -40,15 +41,15 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts one for the mount that is at `point` now and shows the directory `shown` of the tree. What comes
-    /// of the listings that [`Guard::lister`] is asked for is told to `told`.
+    /// Starts one for the mount that is at `point` now, and shows of the tree what `place` says. What comes of the
+    /// listings that [`Guard::lister`] is asked for is told to `told`.
     ///
     /// # Errors
     /// Nothing is mounted there, or no process can be started.
     pub fn start(
         data: &DataDir,
         point: &Path,
-        shown: Vec<u8>,
+        place: Place,
         told: impl Fn(InodeId, Listed) + Send + 'static,
     ) -> Result<Self> {
         let mounted = top(point).context("the new mount is not listed")?;
@@ -67,7 +68,7 @@ impl Guard {
             .context("start the guard of the mount")?;
         let (input, output) =
             child.stdin.take().zip(child.stdout.take()).context("the pipes of the guard")?;
-        let asker = Asker::new(input, shown)?;
+        let asker = Asker::new(input, place)?;
         let hearing = Arc::clone(&asker);
         let hears = std::thread::Builder::new().name("guard".to_owned());
         let hears =

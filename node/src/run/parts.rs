@@ -273,13 +273,13 @@ impl Parts {
             false => Export::new(export, fs.clone(), meta.clone(), runtime),
         };
         let data = data.clone();
-        let shown = place::names(&config.mount.subdir).unwrap_or_default().join(&b'/');
+        let place = Place::new(&config.mount.point, &config.mount.subdir);
         let ahead = fs.clone();
         let mount = move || -> Result<_> {
             let _one = guard::lock(&data)?;
             let mount = Mount::start(options, serving)?;
             let guard =
-                Guard::start(&data, mount.point(), shown, move |dir, listed| ahead.listed(dir, listed));
+                Guard::start(&data, mount.point(), place, move |dir, listed| ahead.listed(dir, listed));
             let guard = guard.inspect_err(|e| {
                 warn!(error = format!("{e:#}"), "without a guard a dead mount stays if this node is killed");
             });

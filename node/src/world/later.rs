@@ -4,8 +4,8 @@
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
-    timerfd_create, timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Must be quick: they are made one after the other.
-pub type Call = Box<dyn FnOnce() + Send>;
+pub(super) type Call = Box<dyn FnOnce() + Send>;
 
 /// Calls by their time (CLOCK_MONOTONIC) and, of several at one time, in order.
 #[derive(Default)]
@@ -30,8 +30,7 @@ struct Timer {
 }
 
 fn now() -> Duration {
-    let now = clock_gettime(ClockId::Monotonic);
-    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+    super::reading(ClockId::Monotonic)
 }
 
 impl Timer {
@@ -96,7 +95,7 @@ impl Timer {
 }
 
 /// Makes a call after this time, or at once where the kernel has no timer for it.
-pub fn later(after: Duration, call: Call) {
+pub(super) fn later(after: Duration, call: Call) {
     static TIMER: OnceLock<Option<Arc<Timer>>> = OnceLock::new();
     let start = || Timer::start().inspect_err(|error| tracing::warn!(%error, "start a timer")).ok();
     match TIMER.get_or_init(start) {

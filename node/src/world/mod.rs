@@ -1,11 +1,19 @@
 //! The real clock and the real randomness.
 
+mod later;
+
 use async_trait::async_trait;
 use hfcache_base::meta::Timestamp;
 use hfcache_base::seam::{Clock, Moment, Rng};
 use ring::rand::SecureRandom;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What a clock that counts from the start of the machine says.
+fn reading(clock: ClockId) -> Duration {
+    let t = clock_gettime(clock);
+    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+}
 
 /// The machine's clocks. Moments come from CLOCK_BOOTTIME and not from `Instant`: that one stands still
 /// while a machine sleeps, and a node that wakes up must know that its leases ran out meanwhile.
@@ -15,8 +23,7 @@ pub struct RealClock;
 #[async_trait]
 impl Clock for RealClock {
     fn now(&self) -> Moment {
-        let t = clock_gettime(ClockId::Boottime);
-        Moment(Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32))
+        Moment(reading(ClockId::Boottime))
     }
 
     fn wall(&self) -> Timestamp {
@@ -32,7 +39,7 @@ impl Clock for RealClock {
     }
 
     fn later(&self, d: Duration, call: Box<dyn FnOnce() + Send>) {
-        crate::later::later(d, call);
+        later::later(d, call);
     }
 }
 

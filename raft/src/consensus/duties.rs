@@ -124,7 +124,7 @@ impl Duties {
         }
     }
 
-    fn view(&self) -> StateView<Arc<Reader>> {
+    fn view(&self) -> StateView<Reader> {
         StateView::new(self.store.reader())
     }
 

@@ -31,7 +31,7 @@ const PAIRS_PER_TXN: usize = 100_000;
 /// What openraft calls the data of a snapshot.
 pub enum Image {
     /// A pinned state of this node, to be written out and sent.
-    Live(Arc<Reader>),
+    Live(Reader),
     /// A file that was received; it is removed with this.
     File(TempFile),
     /// No content: says only that the state up to a position is durable.

@@ -76,7 +76,7 @@ pub struct Store {
     dir: PathBuf,
     db: RwLock<Arc<Database>>,
     /// Of the newest committed state. Made once for each, as most are asked for very little.
-    latest: RwLock<Arc<Reader>>,
+    latest: RwLock<Reader>,
     /// Held while a transaction is written or the file is replaced.
     gate: Mutex<()>,
     /// Something was committed without a sync.
@@ -97,7 +97,7 @@ impl Store {
         let db = open_database(&dir.join(STATE_FILE), CACHE_BYTES)?;
         check_format(&db).map_err(|e| e.context(format!("open {}", dir.join(STATE_FILE).display())))?;
         let (applied, _) = watch::channel(0);
-        let latest = RwLock::new(Arc::new(Reader::new(&db)?));
+        let latest = RwLock::new(Reader::new(&db)?);
         let store = Self {
             dir: dir.to_owned(),
             latest,
@@ -117,7 +117,7 @@ impl Store {
     }
 
     /// A consistent, unchanging state: the newest committed one.
-    pub fn reader(&self) -> Arc<Reader> {
+    pub fn reader(&self) -> Reader {
         self.latest.read().clone()
     }
 
@@ -185,7 +185,7 @@ impl Store {
             self.settling.changed(at.index, &applied);
         }
         txn.commit().map_err(failed)?;
-        *self.latest.write() = Arc::new(Reader::new(&db)?);
+        *self.latest.write() = Reader::new(&db)?;
         self.dirty.store(true, Ordering::Release);
         if applied.iter().any(|one| one.changes.contains(&Change::Map)) {
             self.refresh_map(self.reader())?;
@@ -253,7 +253,7 @@ impl Store {
             self.settling.all_changed(at.index);
         }
         *self.db.write() = Arc::new(db);
-        *self.latest.write() = Arc::new(reader);
+        *self.latest.write() = reader;
         self.dirty.store(false, Ordering::Release);
         let at = self.refresh()?;
         for sink in self.sinks.read().iter() {
@@ -278,7 +278,7 @@ impl Store {
         Ok(at)
     }
 
-    fn refresh_map(&self, reader: Arc<Reader>) -> Result<()> {
+    fn refresh_map(&self, reader: Reader) -> Result<()> {
         let map = StateView::new(reader).map()?;
         *self.map.write() = Arc::new(map);
         Ok(())

@@ -12,6 +12,7 @@ use super::Inner;
 use super::table::Table;
 use async_trait::async_trait;
 use hfcache_base::meta::{Lock, LockHolder, LockKind, Op, Reply};
+use hfcache_base::seam::Unlocked;
 use hfcache_base::{InodeId, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -110,13 +111,9 @@ impl Transit {
         self.questions.values_mut().filter(|asked| asked.of.0 == ino).for_each(|asked| asked.more = true);
     }
 
-    /// A lock is about to be given up. If somebody asked for that he shall be told, and it is passed on; how much
-    /// later the log may follow.
-    pub fn pass(
-        &mut self,
-        ino: InodeId,
-        lock: &Lock,
-    ) -> Option<(Vec<oneshot::Sender<()>>, Option<Duration>)> {
+    /// A lock is about to be given up. If somebody asked for that he shall be told, and it is passed on; when the log
+    /// has to follow.
+    pub fn pass(&mut self, ino: InodeId, lock: &Lock) -> Option<(Vec<oneshot::Sender<()>>, Unlocked)> {
         let who = owner(ino, lock);
         let asked = self.questions.extract_if(.., |_, asked| asked.of == who);
         let (tell, more): (Vec<_>, Vec<_>) = asked.map(|(_, asked)| (asked.tell, asked.more)).unzip();
@@ -124,7 +121,8 @@ impl Transit {
             return None;
         }
         self.passed.insert(who);
-        Some((tell, (!more.contains(&true)).then_some(LOG_AFTER)))
+        let unlocked = if more.contains(&true) { Unlocked::Ask } else { Unlocked::AskAfter(LOG_AFTER) };
+        Some((tell, unlocked))
     }
 
     /// Whether a lock was passed on, so that it has to be given up in the state, too.

@@ -273,13 +273,13 @@ impl Inner {
         if busy || table.transit.is_passed(ino, &lock) {
             return Ok(Unlocked::Ask);
         }
-        if let Some((asked, log_after)) = table.transit.pass(ino, &lock) {
+        if let Some((asked, unlocked)) = table.transit.pass(ino, &lock) {
             // Who is told needs the table. If nobody waits any more the state is all there is.
             drop(table);
             for tell in asked {
                 let _ = tell.send(());
             }
-            return Ok(log_after.map_or(Unlocked::Ask, Unlocked::AskAfter));
+            return Ok(unlocked);
         }
         // All that this node asked for is applied here, so nothing held there is nothing held.
         let free = self.replica.locks(ino).is_ok_and(|record| {
